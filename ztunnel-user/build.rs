@@ -5,9 +5,13 @@ use std::{env, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, bail};
 
+#[path = "build/protos.rs"]
+mod protos;
+
 const BPF_TARGET: &str = "bpfel-unknown-none";
 
 fn main() -> Result<()> {
+    protos::compile_protos()?;
     build_kernel_half()
 }
 
