@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::{Mutex, PoisonError};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue};
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::MetricType;
 use tokio::runtime::RuntimeMetrics;
 
@@ -36,12 +36,7 @@ impl Collector for Process {
     }
 }
 
-fn gauge(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    value: impl EncodeGaugeValue,
-) -> Result<(), fmt::Error> {
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i64) -> Result<(), fmt::Error> {
     encoder
         .encode_descriptor(name, help, None, MetricType::Gauge)?
         .encode_gauge(&value)
@@ -86,10 +81,6 @@ const OF_RUNTIME: [OfRuntime; 3] = [
     ),
 ];
 
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "a count above 2^53 is beyond any worker's life"
-)]
 const OF_WORKER: [OfWorker; 3] = [
     (
         "tokio_worker_total_busy_duration_seconds",

@@ -326,11 +326,14 @@ impl Sample {
     }
 }
 
+/// What a family shows of a series.
+type Value = fn(&Sample) -> u64;
+
 impl Collector for Traffic {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         self.forget_idle(Instant::now());
         let samples = self.snapshot();
-        let families: [(&str, &str, fn(&Sample) -> u64); 4] = [
+        let families: [(&str, &str, Value); 4] = [
             ("istio_tcp_connections_opened", "Connections opened.", |sample| {
                 sample.opened
             }),
