@@ -52,10 +52,6 @@ fn enrolled(ctx: &SkLookupContext, pod: u64, arrival: &Arrival) -> Lookup {
     if !inbound {
         return assign(ctx, pod, ROLE_OUTBOUND, arrival);
     }
-    // The pod calling itself. From the wire this cannot complete: the answer goes to the pod, not to the sender.
-    if arrival.src == arrival.dst {
-        return Lookup::Pass;
-    }
     let dial = AppDial {
         netns_cookie: pod,
         src: arrival.src,
@@ -65,8 +61,14 @@ fn enrolled(ctx: &SkLookupContext, pod: u64, arrival: &Arrival) -> Lookup {
         pad: 0,
     };
     // SAFETY: only the presence of the entry is used.
-    if unsafe { APP_DIALS.get(dial) }.is_some() {
+    let announced = unsafe { APP_DIALS.get(dial) }.is_some();
+    if announced && arrival.dst_port != HBONE_PORT {
         bump(counter::APP_DIAL);
+        return Lookup::Pass;
+    }
+    // The pod calling itself, which is its own affair unless the proxy does it (to its own tunnel port). From the
+    // wire this cannot complete: the answer goes to the pod, not to the sender.
+    if arrival.src == arrival.dst && !announced {
         return Lookup::Pass;
     }
     if arrival.dst_port == HBONE_PORT {

@@ -5,7 +5,7 @@ mod listen;
 
 use std::{io, net::SocketAddr};
 
-pub use listen::{Listener, Role};
+pub use listen::{ListenError, Listener, Role};
 use tokio::net::TcpStream;
 
 /// A captured connection.

@@ -42,11 +42,12 @@ pub enum Client {
 pub struct UpstreamDialer {
     netns: Arc<Netns>,
     tables: Arc<Tables>,
+    own: Arc<[IpAddr]>,
 }
 
 impl UpstreamDialer {
-    pub(super) fn new(netns: Arc<Netns>, tables: Arc<Tables>) -> Self {
-        Self { netns, tables }
+    pub(super) fn new(netns: Arc<Netns>, tables: Arc<Tables>, own: Arc<[IpAddr]>) -> Self {
+        Self { netns, tables, own }
     }
 
     /// Connects from the pod, with the pod's own address, past our own capture.
@@ -55,11 +56,18 @@ impl UpstreamDialer {
     /// `connect_failed` or `connect_timeout`, with the address and the system's word.
     pub async fn connect(&self, to: SocketAddr) -> Result<TcpStream, CloseDetail> {
         let failed = |error: &io::Error| CloseReason::ConnectFailed.with(format!("{to}: {error}"));
+        let internal = |error: crate::bpf::BpfError| CloseReason::Internal.with(error.to_string());
         let socket = open(&self.netns, to).map_err(|error| failed(&error))?;
-        self.tables
-            .tag_proxy(socket.as_fd())
-            .map_err(|error| CloseReason::Internal.with(format!("marking the proxy's socket: {error}")))?;
-        connect(socket, to).await
+        self.tables.tag_proxy(socket.as_fd()).map_err(internal)?;
+        if !self.own.contains(&to.ip()) {
+            return connect(socket, to).await;
+        }
+        // The pod calls itself through a service: announced, so that it finds our tunnel port and not the app's.
+        let from = take_address(&socket, to.ip(), to).map_err(|error| failed(&error))?;
+        let passes = self.tables.announce_app_dial(self.netns.cookie(), from, to).map_err(internal)?;
+        let connected = connect(socket, to).await;
+        drop(passes);
+        connected
     }
 }
 
@@ -80,17 +88,17 @@ impl AppDialer {
     ///
     /// # Errors
     /// `connect_failed` or `connect_timeout`.
-    pub async fn connect(&self, permit: Permit, _client: &Client) -> Result<TcpStream, CloseDetail> {
+    pub async fn connect(&self, permit: Permit, client: Client) -> Result<TcpStream, CloseDetail> {
         let (to, source) = (permit.destination(), permit.source_ip());
         let failed =
             |error: &io::Error| CloseReason::ConnectFailed.with(format!("{to} as {source}: {error}"));
         let socket = open(&self.netns, to).map_err(|error| failed(&error))?;
         let from = take_address(&socket, source, to).map_err(|error| failed(&error))?;
-        // The pod calling itself through a service passes `pod_lookup` by its equal addresses.
         let passes = self.tables.announce_app_dial(self.netns.cookie(), from, to);
         let passes = passes.map_err(|error| CloseReason::Internal.with(error.to_string()))?;
         let connected = connect(socket, to).await;
         drop(passes);
+        tracing::trace!(%to, ?client, "app dialled");
         connected
     }
 }

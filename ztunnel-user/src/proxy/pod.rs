@@ -48,7 +48,7 @@ pub struct Pod {
     pub(super) app: AppDialer,
     pub(super) pool: HbonePool<TunnelDialer>,
     pub(super) connections: Arc<Connections>,
-    addresses: Vec<IpAddr>,
+    addresses: Arc<[IpAddr]>,
 }
 
 impl std::fmt::Debug for Pod {
@@ -60,7 +60,8 @@ impl std::fmt::Debug for Pod {
 impl Pod {
     /// Puts a pod's parts together.
     pub fn new(parts: PodParts) -> Arc<Self> {
-        let upstream = UpstreamDialer::new(Arc::clone(&parts.netns), Arc::clone(&parts.tables));
+        let addresses: Arc<[IpAddr]> = parts.addresses.into();
+        let upstream = UpstreamDialer::new(Arc::clone(&parts.netns), Arc::clone(&parts.tables), Arc::clone(&addresses));
         let tunnels = TunnelDialer::new(upstream.clone(), Arc::clone(&parts.secrets));
         Arc::new(Self {
             name: parts.name,
@@ -71,7 +72,7 @@ impl Pod {
             pool: HbonePool::new(PoolConfig::default(), Arc::new(tunnels)),
             upstream,
             connections: Arc::default(),
-            addresses: parts.addresses,
+            addresses,
         })
     }
 

@@ -1,1 +1,6 @@
-//! (being written)
+//! Where the mesh comes from, and the mesh as it is now. A source only replaces the whole snapshot; what follows
+//! from that is everybody else's business.
+
+mod live;
+
+pub use live::LiveMesh;
