@@ -21,6 +21,7 @@ mod store;
 pub use ca_client::{CaClient, CaClientConfig, CaClientError};
 pub use clock::{Clock, SystemClock};
 pub use csr::{CsrError, SigningRequest};
+pub(crate) use dump::rfc3339;
 pub use dump::{CertificateDump, CertificateInfo};
 pub use peer::VerifiedPeer;
 pub use spiffe::SpiffeId;
