@@ -1,2 +1,30 @@
-//! (being written)
+//! Who the workloads of this node are, and how they prove it: SPIFFE identities, their certificates, and
+//! the authority these come from. Never holds the key of an authority.
+
+mod ca_client;
+mod clock;
+mod csr;
+mod dump;
+pub mod peer;
+#[expect(
+    unused_qualifications,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
+pub mod proto;
+mod renewal;
+pub mod rotate;
 pub mod spiffe;
+mod store;
+
+pub use ca_client::{CaClient, CaClientConfig, CaClientError};
+pub use clock::{Clock, SystemClock};
+pub use csr::{CsrError, SigningRequest};
+pub(crate) use dump::rfc3339;
+pub use dump::{CertificateDump, CertificateInfo};
+pub use peer::VerifiedPeer;
+pub use spiffe::SpiffeId;
+pub use store::{CertificateSource, IdentityError, LONGEST_WAIT_FOR_CERTIFICATE, SecretStore};
+
+pub use crate::tls::WorkloadCertificate;
