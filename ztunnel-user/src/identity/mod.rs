@@ -17,8 +17,12 @@ mod renewal;
 pub mod rotate;
 pub mod spiffe;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use ca_client::{CaClient, CaClientConfig, CaClientError};
+#[cfg(test)]
+pub(crate) use clock::ManualClock;
 pub use clock::{Clock, SystemClock};
 pub use csr::{CsrError, SigningRequest};
 pub(crate) use dump::rfc3339;
