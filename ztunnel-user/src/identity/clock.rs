@@ -38,3 +38,34 @@ impl Clock for SystemClock {
         })
     }
 }
+
+/// A clock that stands still until it is told.
+#[cfg(test)]
+#[derive(Clone, Debug)]
+pub(crate) struct ManualClock(tokio::sync::watch::Sender<SystemTime>);
+
+#[cfg(test)]
+impl ManualClock {
+    /// Starts at the real time, so that real certificates are valid.
+    pub(crate) fn new() -> Self {
+        Self(tokio::sync::watch::Sender::new(SystemTime::now()))
+    }
+
+    pub(crate) fn advance(&self, by: Duration) {
+        self.0.send_modify(|now| *now += by);
+    }
+}
+
+#[cfg(test)]
+impl Clock for ManualClock {
+    fn now(&self) -> SystemTime {
+        *self.0.borrow()
+    }
+
+    fn sleep_until(&self, deadline: SystemTime) -> BoxFuture<'static, ()> {
+        let mut time = self.0.subscribe();
+        Box::pin(async move {
+            let _clock_is_gone = time.wait_for(|now| *now >= deadline).await;
+        })
+    }
+}

@@ -17,10 +17,15 @@ mod renewal;
 pub mod rotate;
 pub mod spiffe;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use ca_client::{CaClient, CaClientConfig, CaClientError};
+#[cfg(test)]
+pub(crate) use clock::ManualClock;
 pub use clock::{Clock, SystemClock};
 pub use csr::{CsrError, SigningRequest};
+pub(crate) use dump::rfc3339;
 pub use dump::{CertificateDump, CertificateInfo};
 pub use peer::VerifiedPeer;
 pub use spiffe::SpiffeId;

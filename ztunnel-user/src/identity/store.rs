@@ -87,7 +87,7 @@ pub struct SecretStore {
     writer: Mutex<()>,
 }
 
-/// One identity: what its task has got so far, and how to wake it. Dropping it ends the task.
+/// One identity: what its task has got so far, and how to wake it. The task ends with it at the latest.
 struct Entry {
     held: watch::Receiver<Held>,
     demand: Arc<Demand>,
@@ -177,7 +177,14 @@ impl SecretStore {
     pub fn retain(&self, wanted: &HashSet<SpiffeId>) {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut entries = HashMap::clone(&self.entries.load());
-        entries.retain(|id, _| wanted.contains(id));
+        entries.retain(|id, entry| {
+            let stays = wanted.contains(id);
+            if !stays {
+                // Who still waits for it holds the entry, and is told by the end of its task.
+                entry.task.abort();
+            }
+            stays
+        });
         for id in wanted {
             if !entries.contains_key(id) {
                 entries.insert(id.clone(), self.start(id));

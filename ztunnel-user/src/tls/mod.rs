@@ -16,6 +16,10 @@ use crate::identity::spiffe::SpiffeId;
 mod certificate;
 mod error;
 pub(crate) mod provider;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 pub(crate) use certificate::system_time;
