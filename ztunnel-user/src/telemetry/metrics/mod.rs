@@ -23,7 +23,7 @@ use prometheus_client::registry::Registry;
 use super::access;
 use super::connection::{Connection, ConnectionTracker, Direction};
 use super::log::LogHandle;
-use crate::mesh::PolicyName;
+use crate::policy::{Action, DryRunMatch};
 use crate::reason::{CloseDetail, CloseReason};
 use traffic::Traffic;
 
@@ -133,9 +133,16 @@ impl Telemetry {
         SocketGuard { open }
     }
 
-    /// A policy in dry run matched; `action` is what it would have done.
-    pub fn dry_run_matched(&self, policy: &PolicyName, action: &str) {
-        let labels = [("policy", policy.to_string()), ("action", action.to_owned())];
+    /// A policy in dry run matched a connection.
+    pub fn dry_run_matched(&self, matched: &DryRunMatch) {
+        let action = match matched.action {
+            Action::Allow => "ALLOW",
+            Action::Deny => "DENY",
+        };
+        let labels = [
+            ("policy", matched.policy.to_string()),
+            ("action", action.to_owned()),
+        ];
         self.dry_run.get_or_create(&labels).inc();
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::traffic::FORGET_AFTER;
 use super::*;
+use crate::mesh::PolicyName;
 use crate::telemetry::fixtures::{hbone, plaintext, service, stranger, workload};
 use crate::telemetry::log::{self, LogFormat};
 
@@ -285,7 +286,11 @@ async fn every_metric_has_somebody_who_moves_it() {
     tracker.finish(Ok(()));
     telemetry.refuse(&stranger(), &CloseReason::BadAuthority.into());
     let socket = telemetry.socket_opened(Direction::Inbound);
-    telemetry.dry_run_matched(&PolicyName::new("default", "watch"), "DENY");
+    let policy = PolicyName::new("default", "watch");
+    telemetry.dry_run_matched(&DryRunMatch {
+        policy,
+        action: Action::Deny,
+    });
     telemetry.mesh_replaced(1);
     telemetry.pods().started();
     telemetry.pods().set_pending(2);
@@ -346,6 +351,8 @@ async fn every_metric_has_somebody_who_moves_it() {
             "{name}"
         );
     }
+    let dry_run = "ztunnel_policy_dry_run_total{policy=\"default/watch\",action=\"DENY\"}";
+    assert!(scrape.samples.contains_key(dry_run));
     assert!(scrape.sum("process_open_fds", &[]) <= scrape.sum("process_max_fds", &[]));
     assert!(
         scrape
