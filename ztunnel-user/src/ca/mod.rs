@@ -17,7 +17,7 @@ use tonic::transport::Server;
 use tracing::{info, warn};
 
 use crate::identity::proto::istio_certificate_service_server::IstioCertificateServiceServer;
-use crate::identity::{Clock, rfc3339};
+use crate::identity::{Clock, SystemClock, rfc3339};
 use crate::mesh::name::NodeName;
 use crate::source::watch::watch_file;
 use crate::tls::with_causes;
@@ -25,17 +25,22 @@ use crate::tls::with_causes;
 mod authority;
 mod files;
 mod listener;
+mod mesh_file;
 mod nodes;
 mod service;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 pub use authority::{AuthorityError, RequestError};
 pub use files::FileError;
+pub use mesh_file::MeshFileError;
 pub use nodes::{NodeIdentities, Placement};
 pub use tokens::TokenError;
 
 use authority::{Authority, Origin, ROOT_FILE};
 use files::{DirLock, private_dir};
+use mesh_file::MeshFileNodes;
 use service::{CertificateService, LARGEST_MESSAGE};
 use tokens::TokenBook;
 
@@ -73,6 +78,9 @@ pub struct ServeConfig {
 /// Why an authority does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
+    /// The mesh file cannot be used. (Its text is all there is to say.)
+    #[error(transparent)]
+    MeshFile(#[from] MeshFileError),
     /// Another process has the directory.
     #[error("another `ztunnel serve` uses {}", .0.display())]
     Locked(PathBuf),
@@ -102,19 +110,14 @@ pub enum CaError {
     Serve(#[from] tonic::transport::Error),
 }
 
-/// A source of placements that can change: the mesh file.
-pub trait NodeSource: NodeIdentities {
-    /// Looks again. On failure, which is reported there, everything stays as it was.
-    fn reload(&self);
-}
-
 /// An authority that is ready: files made, address bound.
 pub struct CaServer {
     listener: TcpListener,
     address: SocketAddr,
     tls: Arc<ServerConfig>,
     state: State,
-    changes: mpsc::Receiver<()>,
+    mesh_changes: mpsc::Receiver<()>,
+    token_changes: mpsc::Receiver<()>,
     max_ttl: Duration,
     clock: Arc<dyn Clock>,
     root_path: PathBuf,
@@ -126,28 +129,26 @@ pub struct CaServer {
 struct State {
     authority: Arc<Authority>,
     tokens: Arc<TokenBook>,
-    nodes: Arc<dyn NodeSource>,
+    nodes: Arc<MeshFileNodes>,
 }
 
 impl CaServer {
-    /// Makes or loads key, root and tokens for `nodes`, and binds the address.
+    /// Reads the mesh file, makes or loads key, root and tokens, and binds the address.
     ///
     /// # Errors
-    /// If the state directory is in use or damaged, or the address is not ours.
-    pub async fn prepare(
-        config: &ServeConfig,
-        nodes: Arc<dyn NodeSource>,
-        clock: Arc<dyn Clock>,
-    ) -> Result<Self, CaError> {
+    /// If the mesh file is wrong, the state directory is in use or damaged, or the address is not ours.
+    pub async fn open(config: &ServeConfig, clock: Arc<dyn Clock>) -> Result<Self, CaError> {
+        // Before the first reading, so that nothing is missed in between.
+        let mesh_changes = watch_file(&config.mesh_file);
+        let nodes = MeshFileNodes::load(&config.mesh_file)?;
         let dir = &config.state_dir;
         private_dir(dir)?;
         let lock = DirLock::take(dir)?.ok_or_else(|| CaError::Locked(dir.clone()))?;
         let now = clock.now();
         let (authority, origin) = Authority::open(dir, now)?;
         report_authority(&authority, origin, dir, now);
-        // Before the first reading, so that nothing is missed in between.
-        let changes = watch_file(&config.mesh_file);
         let tokens = TokenBook::open(dir)?;
+        let token_changes = watch_file(tokens.dir());
         report_tokens(&tokens.refresh(&nodes.nodes())?, tokens.dir());
         let listener = TcpListener::bind(config.listen).await;
         let bound = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
@@ -165,9 +166,10 @@ impl CaServer {
             state: State {
                 authority: Arc::new(authority),
                 tokens: Arc::new(tokens),
-                nodes,
+                nodes: Arc::new(nodes),
             },
-            changes,
+            mesh_changes,
+            token_changes,
             max_ttl: config.max_ttl,
             clock,
             root_path: dir.join(ROOT_FILE),
@@ -187,6 +189,12 @@ impl CaServer {
         &self.root_path
     }
 
+    /// The nodes of the mesh.
+    #[must_use]
+    pub fn nodes(&self) -> BTreeSet<NodeName> {
+        self.state.nodes.nodes()
+    }
+
     /// The file of a node's token: `--token-file` of that node.
     #[must_use]
     pub fn token_path(&self, node: &NodeName) -> PathBuf {
@@ -201,7 +209,7 @@ impl CaServer {
         let service = CertificateService {
             authority: Arc::clone(&self.state.authority),
             tokens: Arc::clone(&self.state.tokens),
-            nodes: Arc::clone(&self.state.nodes) as Arc<dyn NodeIdentities>,
+            nodes: Arc::<MeshFileNodes>::clone(&self.state.nodes),
             max_ttl: self.max_ttl,
             clock: self.clock,
         };
@@ -218,7 +226,7 @@ impl CaServer {
         tokio::pin!(server);
         tokio::select! {
             ended = &mut server => return Ok(ended?),
-            () = follow(self.state, self.changes) => {}
+            () = follow(self.state, self.mesh_changes, self.token_changes) => {}
             () = shutdown => {}
         }
         info!("shutting down");
@@ -233,10 +241,18 @@ impl CaServer {
     }
 }
 
+/// Runs the authority of `config` until `shutdown` completes.
+///
+/// # Errors
+/// Those of [`CaServer::open`] and [`CaServer::run`].
+pub async fn serve(config: &ServeConfig, shutdown: impl Future<Output = ()>) -> Result<(), CaError> {
+    let server = CaServer::open(config, Arc::new(SystemClock)).await?;
+    server.run(shutdown).await
+}
+
 /// Follows the mesh file, and the tokens' directory: a token that is removed stops counting, and a node that
 /// the mesh names gets a new one. Never ends.
-async fn follow(state: State, mut mesh_file: mpsc::Receiver<()>) {
-    let mut tokens = watch_file(state.tokens.dir());
+async fn follow(state: State, mut mesh_file: mpsc::Receiver<()>, mut tokens: mpsc::Receiver<()>) {
     loop {
         tokio::select! {
             Some(()) = mesh_file.recv() => {}

@@ -20,11 +20,15 @@ mod store;
 #[cfg(test)]
 mod tests;
 
+#[cfg(test)]
+pub(crate) use ca_client::impersonating;
 pub use ca_client::{CaClient, CaClientConfig, CaClientError};
 #[cfg(test)]
 pub(crate) use clock::ManualClock;
 pub use clock::{Clock, SystemClock};
 pub use csr::{CsrError, SigningRequest};
+#[cfg(test)]
+pub(crate) use dump::pem_of;
 pub(crate) use dump::rfc3339;
 pub use dump::{CertificateDump, CertificateInfo};
 pub use peer::VerifiedPeer;

@@ -164,7 +164,7 @@ async fn other_roots_are_refused_on_both_sides() {
     let httpbin = id("default", "httpbin");
     let (near, _) = shake(
         &ours.certificate(&id("default", "sleep")),
-        &[httpbin.clone()],
+        std::slice::from_ref(&httpbin),
         &theirs.certificate(&httpbin),
     )
     .await;
@@ -210,14 +210,14 @@ async fn expired_certificates_are_refused_on_both_sides() {
     let past = SystemTime::now() - HOUR;
     let (near, _) = shake(
         &ca.certificate(&sleep),
-        &[httpbin.clone()],
+        std::slice::from_ref(&httpbin),
         &ca.certificate_for(&httpbin, past - HOUR, past),
     )
     .await;
     assert_eq!(reason(near), CloseReason::TlsFailure);
     let (_, far) = shake(
         &ca.certificate_for(&sleep, past - HOUR, past),
-        &[httpbin.clone()],
+        std::slice::from_ref(&httpbin),
         &ca.certificate(&httpbin),
     )
     .await;
