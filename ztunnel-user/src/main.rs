@@ -1,2 +1,7 @@
 //! The binary `ztunnel`.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ztunnel::cli::main()
+}

@@ -55,7 +55,9 @@ pub fn run(settings: Settings, kernel: KernelOptions, log: &LogHandle) -> Result
     let ran = control.block_on(serve(settings, kernel, log, workers.handle()));
     // Connections were drained; what is left is cut.
     workers.shutdown_timeout(Duration::from_millis(200));
-    log.flush(LOG_FLUSH);
+    if !log.flush(LOG_FLUSH) {
+        tracing::debug!("the last log lines may be lost");
+    }
     ran
 }
 

@@ -115,13 +115,9 @@ impl PodLinks {
     /// Takes every program off the pod. Call it inside the pod's namespace.
     pub fn detach(&mut self) {
         remove_pins(&self.pins);
-        if self.links {
-            return;
+        if !self.links {
+            detach_filters();
         }
-        for device in &self.devices {
-            let _ = tc::qdisc_detach_program(device, TcAttachType::Egress, EGRESS);
-        }
-        let _ = tc::qdisc_detach_program(LO, TcAttachType::Ingress, LOOPBACK);
     }
 
     fn attach_lookup(&mut self, netns: BorrowedFd<'_>) -> Result<(), BpfError> {
@@ -165,6 +161,15 @@ impl PodLinks {
         })?;
         pin(link, &pin_path)
     }
+}
+
+/// Takes our clsact filters off every device of the calling thread's namespace, whichever process made them.
+pub fn detach_filters() {
+    for device in devices().unwrap_or_default() {
+        // Not there is as good as removed.
+        let _ = tc::qdisc_detach_program(&device, TcAttachType::Egress, EGRESS);
+    }
+    let _ = tc::qdisc_detach_program(LO, TcAttachType::Ingress, LOOPBACK);
 }
 
 /// File name of a link's pin. A bpf file system refuses dots, which device names may have (`eth0.7`).

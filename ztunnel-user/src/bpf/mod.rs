@@ -15,7 +15,7 @@ use std::{
     sync::Arc,
 };
 
-pub use attach::{PodLinks, TcMode};
+pub use attach::{PodLinks, TcMode, detach_filters};
 pub use probe::{Host, HostProblem};
 pub use tables::{AppDialGuard, Tables};
 use ztunnel_common::ABI_VERSION;

@@ -113,7 +113,7 @@ fn max_ttl(text: &str) -> Result<Duration, String> {
 }
 
 /// A duration as Go and Istio write it, in whole hours, minutes and seconds: `24h`, `1h30m`, `90s`.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is not a duration such as 24h, 90m or 1h30m");
     let mut total = 0_u64;
     let mut rest = text;

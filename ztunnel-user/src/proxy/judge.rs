@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::Pod;
 use crate::{
     mesh::Workload,
-    policy::{self, Action, Denied, DryRunMatch, Facts, Permit},
+    policy::{self, Denied, DryRunMatch, Facts, Permit},
     reason::{CloseDetail, CloseReason},
 };
 
@@ -71,11 +71,7 @@ fn decide(pod: &Pod, facts: &Facts) -> Result<Permit, Refusal> {
 
 fn note_dry_run(pod: &Pod, matches: &[DryRunMatch]) {
     for matched in matches {
-        let action = match matched.action {
-            Action::Allow => "ALLOW",
-            Action::Deny => "DENY",
-        };
-        pod.telemetry.dry_run_matched(&matched.policy, action);
-        tracing::info!(policy = %matched.policy, action, pod = %pod.name, "dry-run policy matched");
+        pod.telemetry.dry_run_matched(matched);
+        tracing::info!(policy = %matched.policy, action = ?matched.action, pod = %pod.name, "dry-run policy matched");
     }
 }
