@@ -51,20 +51,24 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The known name nearest to a mistyped one, if any is near enough to be meant.
+/// The known name nearest to a mistyped one, if any is near enough to be meant. Of `<namespace>/<name>`, a
+/// namespace that is right does not count towards nearness.
 pub(super) fn nearest<'a>(mistyped: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     /// Longer texts are not typing mistakes, and the distance costs their product.
     const LONGEST: usize = 256;
     if mistyped.len() > LONGEST {
         return None;
     }
-    let wanted = mistyped.to_lowercase();
-    let limit = (wanted.chars().count() / 3).max(1);
     let near = known
         .into_iter()
         .filter(|name| name.len() <= LONGEST)
         .filter_map(|name| {
-            let distance = strsim::damerau_levenshtein(&wanted, &name.to_lowercase());
+            let (wrong, right) = match (mistyped.split_once('/'), name.split_once('/')) {
+                (Some((here, wrong)), Some((there, right))) if here == there => (wrong, right),
+                _ => (mistyped, name),
+            };
+            let limit = (wrong.chars().count() / 3).max(1);
+            let distance = strsim::damerau_levenshtein(&wrong.to_lowercase(), &right.to_lowercase());
             (distance <= limit).then_some((distance, name))
         });
     near.min_by_key(|(distance, _)| *distance)
@@ -82,6 +86,11 @@ mod tests {
         assert_eq!(nearest("workloadIPs", known).as_deref(), Some("workloadIps"));
         assert_eq!(nearest("replicas", known), None);
         assert_eq!(nearest(&"n".repeat(10_000), known), None);
+        assert_eq!(nearest("default/gone", ["default/p"]), None);
+        assert_eq!(
+            nearest("default/refuse", ["default/refuze"]).as_deref(),
+            Some("default/refuze")
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::field::{Field, Problems};
 use super::problem::{Problem, nearest};
 use super::strict_name;
 use super::tree::Place;
-use crate::mesh::address::{Destination, NetworkAddress};
+use crate::mesh::address::{Destination, NetworkAddress, NetworkRange};
 use crate::mesh::name::{NodeName, PolicyName, ServiceKey, Uid};
 use crate::mesh::service::Service;
 use crate::mesh::workload::Workload;
@@ -34,10 +34,11 @@ impl<T> Use<T> {
 pub(super) struct References {
     uids: HashMap<Uid, Place>,
     pods: HashMap<(String, String), Place>,
-    addresses: HashMap<NetworkAddress, (String, Place)>,
+    /// The owner's name, where it claims the address.
+    addresses: HashMap<NetworkAddress, Use<String>>,
     services: HashMap<ServiceKey, Place>,
     vips: HashSet<NetworkAddress>,
-    ranges: Vec<crate::mesh::address::NetworkRange>,
+    ranges: Vec<NetworkRange>,
     policies: HashMap<PolicyName, Place>,
     used_services: Vec<Use<ServiceKey>>,
     used_policies: Vec<Use<PolicyName>>,
@@ -74,10 +75,14 @@ impl References {
         let name = format!("{}/{}", workload.namespace, workload.name);
         match self.addresses.entry(address) {
             Entry::Vacant(free) => {
-                free.insert((name, field.at()));
+                free.insert(Use {
+                    what: name,
+                    at: field.at(),
+                    path: field.path.clone(),
+                });
             }
             Entry::Occupied(taken) => {
-                let (owner, at) = taken.get();
+                let Use { what: owner, at, .. } = taken.get();
                 let ip = taken.key().address;
                 let message = format!("{ip} already belongs to {owner} in line {}", at.line);
                 to.errors.push(field.problem(message));
@@ -159,18 +164,16 @@ impl References {
             .filter(|used| !self.services.contains_key(&used.what))
         {
             let problem = used.problem(format!("service {} is not defined", used.what));
-            to.errors
-                .push(problem.suggest(near(&used.what, self.services.keys())));
+            let suggestion = near(&used.what, self.services.keys(), to);
+            to.errors.push(problem.suggest(suggestion));
         }
         for used in self.used_policies.iter() {
             if self.policies.contains_key(&used.what) || used.what == strict_name() {
                 continue;
             }
             let message = format!("policy {} is not defined: every connection is refused", used.what);
-            to.warnings.push(
-                used.problem(message)
-                    .suggest(near(&used.what, self.policies.keys())),
-            );
+            let suggestion = near(&used.what, self.policies.keys(), to);
+            to.warnings.push(used.problem(message).suggest(suggestion));
         }
         for used in self
             .used_gateways
@@ -178,7 +181,7 @@ impl References {
             .filter(|used| !self.gateway_exists(&used.what))
         {
             let suggestion = match &used.what {
-                Destination::Hostname(key) => near(key, self.services.keys()),
+                Destination::Hostname(key) => near(key, self.services.keys(), to),
                 Destination::Address(_) => None,
             };
             let problem = used.problem(format!("waypoint {} is not defined", used.what));
@@ -187,16 +190,20 @@ impl References {
         if let Some(nodes) = nodes {
             for used in self.used_nodes.iter().filter(|used| !nodes.contains(&used.what)) {
                 let problem = used.problem(format!("node {} is not in `nodes`", used.what));
-                to.errors.push(problem.suggest(near(&used.what, nodes)));
+                let suggestion = near(&used.what, nodes, to);
+                to.errors.push(problem.suggest(suggestion));
             }
         }
-        for (address, (owner, at)) in self
+        for (address, owner) in self
             .addresses
             .iter()
             .filter(|(address, _)| self.vips.contains(address))
         {
-            let message = format!("{} of {owner} is the address of a service too", address.address);
-            to.warnings.push(Problem::new(*at, "", message));
+            let message = format!(
+                "{} of {} is the address of a service too",
+                address.address, owner.what
+            );
+            to.warnings.push(owner.problem(message));
         }
     }
 
@@ -204,7 +211,7 @@ impl References {
         match destination {
             Destination::Hostname(key) => self.services.contains_key(key),
             Destination::Address(address) => {
-                let inside = |range: &crate::mesh::address::NetworkRange| {
+                let inside = |range: &NetworkRange| {
                     range.network == address.network && range.range.contains(&address.address)
                 };
                 self.addresses.contains_key(address)
@@ -226,7 +233,17 @@ fn define<K: std::hash::Hash + Eq>(known: &mut HashMap<K, Place>, what: K, at: P
     }
 }
 
-fn near<'a, T: ToString + 'a>(mistyped: &T, known: impl IntoIterator<Item = &'a T>) -> Option<String> {
+/// What was probably meant. A file with very many mistakes has another problem than typing, and the search
+/// would cost mistakes times names.
+fn near<'a, T: ToString + 'a>(
+    mistyped: &T,
+    known: impl IntoIterator<Item = &'a T>,
+    so_far: &Problems,
+) -> Option<String> {
+    const MOST: usize = 100;
+    if so_far.errors.len() + so_far.warnings.len() > MOST {
+        return None;
+    }
     let known: Vec<String> = known.into_iter().map(ToString::to_string).collect();
     nearest(&mistyped.to_string(), known.iter().map(String::as_str))
 }

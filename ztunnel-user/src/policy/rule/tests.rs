@@ -307,7 +307,7 @@ fn a_service_account_matches_in_any_trust_domain() {
         service_accounts: accounts("default", "sleep"),
         ..any()
     };
-    assert!(matches_from(other, &[&[&[part.clone()]]]));
+    assert!(matches_from(other, &[&[std::slice::from_ref(&part)]]));
     assert!(holds(part));
     assert!(!holds(Match {
         service_accounts: accounts("other", "sleep"),
