@@ -249,9 +249,10 @@ fn hex(text: &str, digits: usize) -> Option<u128> {
 
 /// Cuts on a character boundary.
 fn truncated(value: &str) -> &str {
-    value
-        .get(..value.floor_char_boundary(MAX_PARSED))
-        .unwrap_or(value)
+    let end = (0..=MAX_PARSED.min(value.len()))
+        .rev()
+        .find(|at| value.is_char_boundary(*at));
+    value.get(..end.unwrap_or_default()).unwrap_or_default()
 }
 
 /// `token` of RFC 9110, 5.6.2, and `:` of a `host:port`.

@@ -6,6 +6,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -63,7 +64,23 @@ impl<H: Handler> Handler for Arc<H> {
 /// Where the answer to one CONNECT goes. Dropped without an answer, it resets the stream.
 pub struct Responder {
     /// `None` once answered.
-    parts: Option<(SendResponse<Chunk>, RecvStream)>,
+    parts: Option<(SendResponse<Chunk>, RecvStream, Place)>,
+}
+
+/// Counts a stream of the tunnel for as long as somebody has it.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn new(streams: &Arc<AtomicUsize>) -> Self {
+        streams.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(streams))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Responder {
@@ -72,7 +89,7 @@ impl Responder {
     /// # Errors
     /// The client has given up, or the tunnel is gone.
     pub fn accept(mut self, destination: Option<&Baggage<'_>>) -> Result<HboneStream, HboneError> {
-        let Some((mut respond, recv)) = self.parts.take() else {
+        let Some((mut respond, recv, place)) = self.parts.take() else {
             return Err(HboneError::Lost(None));
         };
         let mut response = Response::new(());
@@ -80,12 +97,12 @@ impl Responder {
         let send = respond
             .send_response(response, false)
             .map_err(|error| HboneError::Lost(Some(Arc::new(error))))?;
-        Ok(HboneStream::new(send, recv))
+        Ok(HboneStream::new(send, recv).with_lease(place))
     }
 
     /// Answers with an error: headers alone, and the end of the stream.
     pub fn refuse(mut self, status: StatusCode) {
-        if let Some((respond, _recv)) = self.parts.take() {
+        if let Some((respond, _recv, _place)) = self.parts.take() {
             refuse(respond, status);
         }
     }
@@ -96,7 +113,7 @@ impl Responder {
     }
 
     fn poll_abandoned(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some((respond, _)) = &mut self.parts {
+        if let Some((respond, ..)) = &mut self.parts {
             // Reset or tunnel gone: both are an end.
             let _ = ready!(respond.poll_reset(cx));
         }
@@ -106,7 +123,7 @@ impl Responder {
 
 impl Drop for Responder {
     fn drop(&mut self) {
-        if let Some((respond, _)) = &mut self.parts {
+        if let Some((respond, ..)) = &mut self.parts {
             respond.send_reset(Reason::INTERNAL_ERROR);
         }
     }
@@ -138,7 +155,6 @@ where
         .map_err(|error| HboneError::Handshake(Arc::new(error)))?;
     let keepalive = Keepalive::new(connection.ping_pong(), INTERVAL);
     let mut cut = drain.clone();
-    let mut cut = pin!(cut.cut());
     // Dropped with this future, it drops every stream, and a dropped stream is reset.
     let mut streams = JoinSet::new();
     let mut tunnel = Tunnel {
@@ -146,23 +162,27 @@ where
         keepalive,
         handler,
         window: settings::CONNECTION_WINDOW,
+        streams: Arc::default(),
     };
     let result = tokio::select! {
         biased;
-        () = &mut cut => Err(HboneError::Drained),
+        () = cut.cut() => Err(HboneError::Drained),
         result = tunnel.run(drain, &mut streams) => result,
     };
-    match result {
-        // What has arrived may still be on its way to a slow application.
-        Ok(()) => tokio::select! {
-            () = &mut cut => Err(HboneError::Drained),
-            () = finish(&mut streams) => Ok(()),
-        },
-        Err(error) => {
-            tunnel.connection.abrupt_shutdown(Reason::NO_ERROR);
-            let closed = poll_fn(|cx| tunnel.connection.poll_closed(cx));
-            let _ = timeout(GOODBYE_TIMEOUT, closed).await;
-            Err(error)
+    if result.is_err() {
+        tunnel.connection.abrupt_shutdown(Reason::NO_ERROR);
+        let closed = poll_fn(|cx| tunnel.connection.poll_closed(cx));
+        let _ = timeout(GOODBYE_TIMEOUT, closed).await;
+    }
+    // After an orderly end, what has arrived may still be on its way to a slow application; after any other,
+    // the streams have been told, and say in their logs how they ended.
+    drop(tunnel);
+    tokio::select! {
+        biased;
+        () = finish(&mut streams) => result,
+        () = cut.cut() => {
+            let _ = timeout(GOODBYE_TIMEOUT, finish(&mut streams)).await;
+            Err(HboneError::Drained)
         }
     }
 }
@@ -184,6 +204,7 @@ struct Tunnel<T, H> {
     keepalive: Keepalive,
     handler: H,
     window: u32,
+    streams: Arc<AtomicUsize>,
 }
 
 impl<T, H> Tunnel<T, H>
@@ -212,7 +233,7 @@ where
 
     fn poll(&mut self, cx: &mut Context<'_>, streams: &mut JoinSet<()>) -> Poll<Result<(), HboneError>> {
         loop {
-            let window = settings::connection_window(streams.len());
+            let window = settings::connection_window(self.streams.load(Ordering::Relaxed));
             if window > self.window {
                 self.window = window;
                 self.connection.set_target_window_size(window);
@@ -237,7 +258,8 @@ where
     fn start(&self, request: Request<RecvStream>, respond: SendResponse<Chunk>, streams: &mut JoinSet<()>) {
         match ConnectRequest::parse(&request) {
             Ok(head) => {
-                let parts = Some((respond, request.into_body()));
+                let place = Place::new(&self.streams);
+                let parts = Some((respond, request.into_body(), place));
                 streams.spawn(self.handler.connect(head, Responder { parts }));
             }
             Err(error) => {

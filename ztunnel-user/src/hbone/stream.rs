@@ -53,7 +53,7 @@ impl From<h2::Error> for StreamEnd {
 pub struct HboneStream {
     reader: HboneReader,
     writer: HboneWriter,
-    baggage: Option<Baggage<'static>>,
+    baggage: Option<Box<Baggage<'static>>>,
     /// What ends with the stream: its place in the tunnel.
     _lease: Option<Box<dyn std::any::Any + Send>>,
 }
@@ -87,7 +87,7 @@ impl HboneStream {
     }
 
     pub(super) fn with_baggage(mut self, baggage: Option<Baggage<'static>>) -> Self {
-        self.baggage = baggage;
+        self.baggage = baggage.map(Box::new);
         self
     }
 
@@ -99,7 +99,7 @@ impl HboneStream {
     /// What the peer said in its answer about the destination: for telemetry only.
     #[must_use]
     pub fn peer_baggage(&self) -> Option<&Baggage<'static>> {
-        self.baggage.as_ref()
+        self.baggage.as_deref()
     }
 
     /// Both ways, to be used at the same time.
