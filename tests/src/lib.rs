@@ -20,7 +20,10 @@
 )]
 
 mod builder;
+mod by_hand;
+mod capture;
 mod eventually;
+mod identity;
 mod log;
 mod mesh;
 mod meshfile;
@@ -31,10 +34,14 @@ mod process;
 mod programs;
 mod sandbox;
 mod slot;
+mod streams;
 mod topology;
 
 pub use builder::MeshBuilder;
+pub use by_hand::{Answer, CaAnswer, HboneRequest, ask_ca, hbone};
+pub use capture::{Capture, Captured};
 pub use eventually::{SOON, becomes_true, eventually, stays_true};
+pub use identity::TestIdentity;
 pub use log::{LogLine, Metrics, parse_log};
 pub use mesh::Mesh;
 pub use meshfile::{MeshFile, ServiceEntry, WorkloadEntry};
@@ -44,4 +51,5 @@ pub use pod::{IO_LIMIT, Pod, accept, accept_within};
 pub use process::{Output, Process, run, run_with_input};
 pub use programs::ztunnel_path;
 pub use sandbox::sweep;
+pub use streams::{End, Pattern, echoes, read_end, read_end_within, reset};
 pub use topology::{BRIDGE, NETWORK};

@@ -1,6 +1,7 @@
 //! A pod of a running mesh: its addresses, programs run inside it, and sockets of this process opened inside it.
 
 use std::ffi::OsStr;
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
@@ -84,6 +85,21 @@ impl Pod {
             .chain(arguments.iter().copied())
             .collect();
         self.exec(&argv)?.ok()
+    }
+
+    /// One HTTP GET on a connection of its own, without a program started for it; the body of a 200 answer.
+    pub fn get(&self, to: SocketAddr, path: &str) -> std::io::Result<String> {
+        let mut stream = self.connect(to)?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        match answer.split_once("\r\n\r\n") {
+            Some((head, body)) if head.contains(" 200 ") => Ok(body.to_owned()),
+            _ => Err(std::io::Error::other(format!("no good answer: {answer:?}"))),
+        }
     }
 
     /// A TCP connection opened inside, with [`IO_LIMIT`] on every operation.

@@ -1,5 +1,5 @@
 //! The fixture itself, without the product: the network carries plain traffic, and nothing is left behind.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests panic")]
+#![expect(clippy::unwrap_used, reason = "tests panic")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};

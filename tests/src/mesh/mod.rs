@@ -1,28 +1,30 @@
 //! A running mesh: the network, `ztunnel serve`, the nodes, the apps, and what a test does to them.
 //! Everything is gone when it is dropped, also by a panic (which prints the end of every log first).
 
+mod enrolment;
+mod programs;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::builder::{MeshBuilder, PodPlan, Role, ServicePlan};
+use crate::builder::{MeshBuilder, Role, ServicePlan};
+use crate::capture::Capture;
 use crate::eventually::{SOON, becomes_true};
 use crate::meshfile::MeshFile;
 use crate::netns::Netns;
 use crate::node::{Node, RunPlan};
 use crate::pod::Pod;
-use crate::process::{Output, Process, run};
-use crate::programs::{testd_path, ztunnel_path};
+use crate::process::Process;
+use crate::programs::ztunnel_path;
 use crate::sandbox::Sandbox;
 use crate::slot::Slot;
-use crate::topology::{SERVE_ADDRESS, lay_out, node_v4, node_v6};
+use crate::topology::{BRIDGE, SERVE_ADDRESS, lay_out, node_v4, node_v6};
 
 const CA_PORT: u16 = 15012;
-const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 /// The workload whose name tells which state of the mesh file a node has loaded.
 const GENERATION: &str = "fixture-generation-";
 
@@ -182,59 +184,6 @@ impl Mesh {
         (SERVE_ADDRESS, CA_PORT).into()
     }
 
-    // === enrolment ===
-
-    /// Enrols a pod, then lists it as HBONE (the order in which Istio's CNI does it).
-    pub fn enroll(&self, pod: &str) -> Result<()> {
-        self.enroll_all(&[pod])
-    }
-
-    /// Enrols several pods, then lists them as HBONE in one change of the mesh file.
-    pub fn enroll_all(&self, pods: &[&str]) -> Result<()> {
-        for pod in pods {
-            self.enroll_output(pod)?.ok()?;
-        }
-        self.edit(|file| {
-            pods.iter()
-                .for_each(|pod| "HBONE".clone_into(&mut file.workload(pod).protocol))
-        })
-    }
-
-    /// Lists a pod as plaintext, then releases it.
-    pub fn unenroll(&self, pod: &str) -> Result<()> {
-        self.edit(|file| "TCP".clone_into(&mut file.workload(pod).protocol))?;
-        self.unenroll_output(pod)?.ok().map(drop)
-    }
-
-    /// `ztunnel enroll` of a pod, and nothing else.
-    pub fn enroll_output(&self, pod: &str) -> Result<Output> {
-        let pod = self.pod(pod);
-        self.enroll_as(pod.node(), &pod.netns.path(), &pod.full_name())
-    }
-
-    /// `ztunnel enroll` on `node` with any path and name.
-    pub fn enroll_as(&self, node: &str, netns: &Path, pod: &str) -> Result<Output> {
-        self.on_node(
-            node,
-            &["enroll", "--netns", &netns.to_string_lossy(), "--pod", pod],
-        )
-    }
-
-    /// `ztunnel unenroll` of a pod, and nothing else.
-    pub fn unenroll_output(&self, pod: &str) -> Result<Output> {
-        let pod = self.pod(pod);
-        self.on_node(pod.node(), &["unenroll", "--pod", &pod.full_name()])
-    }
-
-    fn on_node(&self, node: &str, words: &[&str]) -> Result<Output> {
-        let node = self.node(node);
-        let (ztunnel, run_dir) = (ztunnel_path(), node.run_dir());
-        let mut argv = vec![ztunnel.as_os_str()];
-        argv.extend(words.iter().map(std::ffi::OsStr::new));
-        argv.extend(["--run-dir".as_ref(), run_dir.as_os_str()]);
-        run(Some(&node.netns), &argv, COMMAND_LIMIT)
-    }
-
     // === the mesh file ===
 
     /// Changes the mesh file and waits until every running node has loaded it.
@@ -290,101 +239,6 @@ impl Mesh {
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    // === programs ===
-
-    /// Starts `ztunnel-testd WORDS` in a pod; it runs until the mesh goes. Returns once it serves.
-    pub fn start_app(&self, pod: &str, words: &str) -> Result<()> {
-        let words: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
-        self.start_words(pod, &words)
-    }
-
-    fn start_apps(&self, plans: &[PodPlan]) -> Result<()> {
-        plans
-            .iter()
-            .flat_map(|pod| pod.apps.iter().map(|app| (&pod.name, app)))
-            .try_for_each(|(pod, app)| self.start_words(pod, app))
-    }
-
-    fn start_words(&self, pod: &str, words: &[String]) -> Result<()> {
-        let mut argv = vec![testd_path().to_string_lossy().into_owned()];
-        argv.extend_from_slice(words);
-        let mut apps = self.lock_apps();
-        let log = self.sandbox.dir().join(format!("{pod}.{}.log", apps.len()));
-        let name = format!("testd in {pod}");
-        let mut process = Process::start(&name, Some(&self.pod(pod).netns), &argv, &[], &log)?;
-        process.await_output("listening", SOON)?;
-        apps.push(App {
-            pod: pod.to_owned(),
-            process,
-        });
-        Ok(())
-    }
-
-    /// Kills the apps of a pod.
-    pub fn stop_apps(&self, pod: &str) {
-        self.lock_apps().retain(|app| app.pod != pod);
-    }
-
-    /// What the apps of a pod have written.
-    #[must_use]
-    pub fn app_output(&self, pod: &str) -> String {
-        self.lock_apps()
-            .iter()
-            .filter(|app| app.pod == pod)
-            .map(|app| app.process.output())
-            .collect()
-    }
-
-    fn lock_apps(&self) -> MutexGuard<'_, Vec<App>> {
-        self.apps.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Starts `ztunnel serve` and waits until it accepts; its key and tokens are kept over a restart.
-    pub fn start_serve(&self) -> Result<()> {
-        let path = |path: &Path| path.to_string_lossy().into_owned();
-        let listen = format!("{SERVE_ADDRESS}:{CA_PORT}");
-        let mut argv = vec![path(&ztunnel_path()), "serve".to_owned()];
-        argv.extend([
-            "--config".to_owned(),
-            path(&self.file_path()),
-            "--listen".to_owned(),
-            listen,
-        ]);
-        argv.extend(["--state-dir".to_owned(), path(&self.state_dir())]);
-        argv.extend_from_slice(&self.serve_args);
-        let log = self.sandbox.dir().join("serve.log");
-        let mut serve = Process::start("ztunnel serve", Some(&self.net), &argv, &[], &log)?;
-        let tokens: Vec<PathBuf> = self
-            .nodes
-            .iter()
-            .map(|node| self.token_path(node.name()))
-            .collect();
-        let mut ended = None;
-        let up = becomes_true(SOON, || {
-            ended = serve.ended();
-            let files = self.root_path().exists() && tokens.iter().all(|token| token.exists());
-            ended.is_some() || (files && self.accepts())
-        });
-        ensure!(
-            up && ended.is_none(),
-            "ztunnel serve is not up ({ended:?}): {}",
-            serve.output()
-        );
-        *self.serve.lock().unwrap_or_else(PoisonError::into_inner) = Some(serve);
-        Ok(())
-    }
-
-    /// Kills `ztunnel serve`.
-    pub fn kill_serve(&self) {
-        drop(self.serve.lock().unwrap_or_else(PoisonError::into_inner).take());
-    }
-
-    /// All `ztunnel serve` has written.
-    #[must_use]
-    pub fn serve_log(&self) -> String {
-        std::fs::read_to_string(self.sandbox.dir().join("serve.log")).unwrap_or_default()
-    }
-
     /// The mesh's root certificate.
     #[must_use]
     pub fn root_path(&self) -> PathBuf {
@@ -397,22 +251,9 @@ impl Mesh {
         self.state_dir().join("tokens").join(node)
     }
 
-    /// Ends a pod without telling the node: kills its apps and gives its namespace up, as when a runtime dies.
-    pub fn delete_pod(&mut self, name: &str) -> Result<()> {
-        self.stop_apps(name);
-        let index = self
-            .pods
-            .iter()
-            .position(|pod| pod.plan.name == name)
-            .context("no such pod")?;
-        self.sandbox.remove_namespace(name)?;
-        // The last handle of ours; the namespace ends when nobody else holds one.
-        drop(self.pods.remove(index));
-        Ok(())
-    }
-
-    fn accepts(&self) -> bool {
-        crate::pod::connect_inside(&self.net, self.ca_address(), SOON, |_| Ok(())).is_ok()
+    /// Captures what passes between the nodes.
+    pub fn capture(&self) -> Result<Capture> {
+        Capture::start(&self.net, BRIDGE, self.sandbox.dir())
     }
 }
 
