@@ -197,7 +197,7 @@ fn strict_mtls_refuses_plaintext_only() {
     let refused = |line: &LogLine| line.error().starts_with("policy_denied") && line.direction() == "inbound";
     let line = mesh.node("n2").await_access("the refusal", refused).unwrap();
     assert!(
-        line.error().contains("istio_converted_static_strict"),
+        line.field("policy").contains("istio_converted_static_strict"),
         "the reason names the policy: {line:?}"
     );
 }
@@ -225,7 +225,7 @@ fn an_unknown_policy_name_refuses_everybody() {
     assert_eq!(answered(&mesh), [""; 0]);
     let refused = |line: &LogLine| line.error().starts_with("policy_unknown");
     let line = mesh.node("n2").await_access("the refusal", refused).unwrap();
-    assert!(line.error().contains("default/missing"), "{line:?}");
+    assert!(line.field("policy").contains("default/missing"), "{line:?}");
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn a_refusal_is_logged_on_both_sides_and_counted() {
     let inbound = |line: &LogLine| line.direction() == "inbound" && line.error().starts_with("policy_denied");
     let line = mesh.node("n2").await_access("the refusal", inbound).unwrap();
     assert!(
-        line.error().contains("default/p"),
+        line.field("policy").contains("default/p"),
         "the reason names the policy: {line:?}"
     );
     let (source, _) = line.identities();
