@@ -153,6 +153,15 @@ fn hidden_listeners_answer_nobody() {
             assert_unreachable(&mesh, target, localhost, ports.iter().copied());
             calls += ports.len();
         }
+        // At the very address they are bound to, wherever that is.
+        for listener in pod.listening().unwrap().into_iter().filter(|at| at.port() != APP) {
+            for caller in ["me", "near", "far", "outsider"] {
+                if !listener.ip().is_unspecified() {
+                    assert_unreachable(&mesh, caller, listener.ip(), [listener.port()]);
+                    calls += 1;
+                }
+            }
+        }
         assert_unreachable_from(mesh.node(pod.node()).netns(), pod, &ports);
         calls += ports.len();
     }
