@@ -1,2 +1,46 @@
-//! (being written)
-fn main() {}
+//! `cargo xtask`: every developer verb of this repository.
+//!
+//! A verb makes sure of what it needs by itself (module `setup`), so each one works as the first command
+//! on a fresh machine. It must never do silently what changes the machine: it says so before.
+
+mod build;
+mod report;
+mod setup;
+mod sh;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::report::say;
+
+/// Developer verbs of the ztunnel workspace.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Prepare this machine: Rust sources for the kernel half, bpf-linker, the BPF file system, packages
+    Setup,
+    /// Build `target/release/ztunnel` with the eBPF object embedded
+    Build,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Setup => setup::everything().map(|()| true),
+        Verb::Build => build::verb().map(|()| true),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            say!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
