@@ -4,6 +4,7 @@
 //! on a fresh machine. It must never do silently what changes the machine: it says so before.
 
 mod build;
+mod lint;
 mod report;
 mod setup;
 mod sh;
@@ -28,12 +29,15 @@ enum Verb {
     Setup,
     /// Build `target/release/ztunnel` with the eBPF object embedded
     Build,
+    /// rustfmt, clippy for all crates, module levels, and rules about the source text
+    Lint,
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Setup => setup::everything().map(|()| true),
         Verb::Build => build::verb().map(|()| true),
+        Verb::Lint => lint::verb(),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
