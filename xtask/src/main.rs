@@ -6,8 +6,10 @@
 mod build;
 mod lint;
 mod report;
+mod run;
 mod setup;
 mod sh;
+mod test;
 
 use std::process::ExitCode;
 
@@ -29,15 +31,25 @@ enum Verb {
     Setup,
     /// Build `target/release/ztunnel` with the eBPF object embedded
     Build,
+    /// Raise a two-node mesh in network namespaces, check it, and stay up to play with
+    Run(run::Options),
+    /// Lint, build, unit tests, then the integration tests in network namespaces
+    Test(test::Options),
     /// rustfmt, clippy for all crates, module levels, and rules about the source text
     Lint,
+    /// List what an integration test may leave on the machine (used by `test`)
+    #[command(hide = true)]
+    Traces,
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Setup => setup::everything().map(|()| true),
         Verb::Build => build::verb().map(|()| true),
+        Verb::Run(options) => run::verb(&options),
+        Verb::Test(options) => test::verb(&options),
         Verb::Lint => lint::verb(),
+        Verb::Traces => test::traces::verb().map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -1,0 +1,103 @@
+//! What a test may leave on the machine: network namespaces, links, pinned BPF objects, processes. The names
+//! that the fixture gives begin with `zt`; processes are those of a `ztunnel` that was built here.
+//!
+//! This module only looks. What was there before the tests is not theirs and not reported.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::report::say;
+use crate::sh;
+
+const PREFIX: &str = "zt";
+
+/// The hidden verb: prints one trace per line. Only root sees them all.
+pub(crate) fn verb() -> Result<()> {
+    for trace in here() {
+        say!("{trace}");
+    }
+    Ok(())
+}
+
+/// All traces there are now.
+pub(super) fn as_root() -> Result<BTreeSet<String>> {
+    if sh::is_root() {
+        return Ok(here());
+    }
+    let mut look = sh::cmd(std::env::current_exe()?);
+    look.arg("traces");
+    let said = sh::output(&mut sh::as_root(
+        &look,
+        "looking for leftovers of other users' processes",
+    )?)?;
+    Ok(said.lines().map(str::to_owned).collect())
+}
+
+/// The traces there are now and were not before.
+pub(super) fn since(before: &BTreeSet<String>) -> Result<Vec<String>> {
+    Ok(as_root()?.difference(before).cloned().collect())
+}
+
+fn here() -> BTreeSet<String> {
+    let mut traces = BTreeSet::new();
+    for (kind, dir) in [("network namespace", "/run/netns"), ("link", "/sys/class/net")] {
+        traces.extend(ours(Path::new(dir)).map(|name| format!("{kind} {name}")));
+    }
+    pins(Path::new("/sys/fs/bpf"), false, &mut traces);
+    let target = sh::target_dir();
+    for pid in names(Path::new("/proc")).filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
+        if let Ok(program) = fs::read_link(format!("/proc/{pid}/exe"))
+            && program.starts_with(&target)
+            && program
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("ztunnel"))
+        {
+            traces.insert(format!("process {pid} {}", program.display()));
+        }
+    }
+    traces
+}
+
+/// Everything below a directory whose name, or the name of a directory above it, begins as ours do.
+fn pins(dir: &Path, all: bool, traces: &mut BTreeSet<String>) {
+    for name in names(dir) {
+        let path = dir.join(&name);
+        let matches = all || name.starts_with(PREFIX);
+        if matches {
+            traces.insert(format!("pin {}", path.display()));
+        }
+        if path.is_dir() {
+            pins(&path, matches, traces);
+        }
+    }
+}
+
+fn ours(dir: &Path) -> impl Iterator<Item = String> {
+    names(dir).filter(|name| name.starts_with(PREFIX))
+}
+
+fn names(dir: &Path) -> impl Iterator<Item = String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_new_counts_and_only_what_has_our_name() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["other/zt-a/v1/pods", "zt-b", "other/else"] {
+            fs::create_dir_all(dir.path().join(name)).unwrap();
+        }
+        let mut traces = BTreeSet::new();
+        pins(dir.path(), false, &mut traces);
+        let at = |name: &str| format!("pin {}", dir.path().join(name).display());
+        let expected = ["other/zt-a", "other/zt-a/v1", "other/zt-a/v1/pods", "zt-b"].map(at);
+        assert_eq!(traces, BTreeSet::from(expected));
+    }
+}
