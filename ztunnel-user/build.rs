@@ -1,2 +1,72 @@
-//! Builds the kernel half and embeds it.
-fn main() {}
+//! Builds the kernel half with the running compiler and leaves its object in `OUT_DIR`, where `bpf::object`
+//! embeds it; and compiles the protocol definitions.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+const BPF_TARGET: &str = "bpfel-unknown-none";
+
+fn main() -> Result<()> {
+    build_kernel_half()
+}
+
+/// A nested cargo, as no stable cargo builds one package of a workspace for another target. Its output folder is
+/// shared by all profiles, for the kernel half is always built optimised.
+fn build_kernel_half() -> Result<()> {
+    let here = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let workspace = here.parent().context("the package stands in a workspace")?;
+    for watched in ["ztunnel-ebpf", "ztunnel-common", "Cargo.lock"] {
+        directive(&format!("cargo:rerun-if-changed={}", workspace.join(watched).display()));
+    }
+    // OUT_DIR is <target>/<profile>/build/<package>-<hash>/out.
+    let target_dir = out.ancestors().nth(4).context("OUT_DIR is deep enough")?.join("ebpf");
+    let output = Command::new(env::var("CARGO")?)
+        .current_dir(workspace)
+        .args(["build", "--quiet", "--locked", "--release", "--package", "ztunnel-ebpf"])
+        .args(["--target", BPF_TARGET, "-Z", "build-std=core"])
+        .arg("--target-dir")
+        .arg(&target_dir)
+        // Unstable flags on a stable compiler, for this build alone.
+        .env("RUSTC_BOOTSTRAP", "1")
+        // Full debug information is where the linker takes BTF from.
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Cdebuginfo=2\u{1f}-Clink-arg=--btf")
+        .env("PATH", path_with_cargo_bin()?)
+        .env_remove("RUSTC")
+        .env_remove("RUSTC_WRAPPER")
+        .env_remove("RUSTC_WORKSPACE_WRAPPER")
+        .output()
+        .context("cannot start cargo for the kernel half")?;
+    if !output.status.success() {
+        bail!(
+            "the kernel half does not build; `cargo xtask setup` installs what it needs (rust-src, bpf-linker)\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let built = target_dir.join(BPF_TARGET).join("release/ztunnel-ebpf");
+    copy(&built, &out.join("ztunnel-ebpf"))
+}
+
+/// bpf-linker lives where `cargo install` puts it, which not everyone has on the path.
+fn path_with_cargo_bin() -> Result<std::ffi::OsString> {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&path).chain(home.map(|home| home.join("bin")));
+    Ok(env::join_paths(folders)?)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::copy(from, to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "how a build script speaks to cargo")]
+fn directive(line: &str) {
+    println!("{line}");
+}

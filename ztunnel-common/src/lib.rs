@@ -1,2 +1,14 @@
-//! (being written)
+//! What the kernel half and the user half agree on: the keys and values of every shared map, the marks, and
+//! the words for what the kernel did. Nothing here decides anything.
 #![no_std]
+
+pub mod abi;
+
+pub mod addr;
+pub mod capture;
+pub mod counter;
+pub mod listener;
+pub mod mark;
+pub mod pod;
+
+pub use abi::ABI_VERSION;

@@ -1,1 +1,22 @@
-//! (being written)
+//! The mesh as this node sees it: immutable snapshots of who is where.
+//!
+//! Pure: no I/O, no clock; randomness comes in as an argument. Inside the crate import from the files of this
+//! module, not through these re-exports, so that the order between `mesh`, `identity::spiffe` and `policy`
+//! stays visible: names → identity → workloads → policies → snapshot → resolve.
+
+pub mod address;
+pub mod name;
+pub mod service;
+pub mod workload;
+
+pub use address::{Destination, GatewayAddress, NetworkAddress, NetworkRange};
+pub use name::{
+    ClusterId, Hostname, Namespace, NetworkId, NodeName, PolicyName, ServiceAccount, ServiceKey, TrustDomain,
+    Uid,
+};
+pub use service::{
+    Endpoint, HealthPolicy, IpFamilies, LoadBalancer, Mode, Scope, Service, Visibility, WeightedWaypoint,
+};
+pub use workload::{
+    ApplicationTunnel, HealthStatus, Locality, NetworkMode, PortMap, Protocol, TunnelProtocol, Workload,
+};

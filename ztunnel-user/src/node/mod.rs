@@ -1,1 +1,12 @@
-//! (being written)
+//! The node as a place: network namespaces of pods, what must be set inside them, and what is remembered of
+//! enrolled pods between two lives of the agent. Nothing here decides who is enrolled.
+
+mod control;
+mod netns;
+mod plumbing;
+mod record;
+
+pub use control::{Answer, ControlError, Request, ask, serve as serve_control};
+pub use netns::{Netns, NetnsError};
+pub use plumbing::{PlumbingError, local_addresses, lay, take_up};
+pub use record::{PodName, Record, Records};

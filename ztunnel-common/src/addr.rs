@@ -1,0 +1,87 @@
+//! One form for both address families, so that no map and no comparison has two shapes.
+
+/// An IP address as 16 bytes in network byte order; IPv4 as `::ffff:a.b.c.d` (RFC 4291 section 2.5.5.2).
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Ip16(pub [u8; 16]);
+
+impl Ip16 {
+    /// The v4-mapped form of four bytes in network byte order.
+    #[inline(always)]
+    pub const fn from_v4(octets: [u8; 4]) -> Self {
+        Self([
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, octets[0], octets[1], octets[2], octets[3],
+        ])
+    }
+
+    /// 127.0.0.0/8 or ::1: traffic that never leaves the pod and is never touched.
+    #[inline(always)]
+    pub const fn is_loopback(&self) -> bool {
+        let b = &self.0;
+        let high_zero = (b[0] | b[1] | b[2] | b[3] | b[4] | b[5] | b[6] | b[7] | b[8] | b[9]) == 0;
+        if !high_zero {
+            return false;
+        }
+        let mapped = b[10] == 0xff && b[11] == 0xff && b[12] == 127;
+        let v6 = (b[10] | b[11] | b[12] | b[13] | b[14]) == 0 && b[15] == 1;
+        mapped || v6
+    }
+
+    /// fe80::/10: scoped to one link, so it can name no mesh destination.
+    #[inline(always)]
+    pub const fn is_v6_link_local(&self) -> bool {
+        self.0[0] == 0xfe && self.0[1] & 0xc0 == 0x80
+    }
+}
+
+#[cfg(feature = "user")]
+impl From<core::net::IpAddr> for Ip16 {
+    fn from(ip: core::net::IpAddr) -> Self {
+        match ip.to_canonical() {
+            core::net::IpAddr::V4(v4) => Self::from_v4(v4.octets()),
+            core::net::IpAddr::V6(v6) => Self(v6.octets()),
+        }
+    }
+}
+
+#[cfg(feature = "user")]
+impl From<Ip16> for core::net::IpAddr {
+    fn from(ip: Ip16) -> Self {
+        Self::V6(ip.0.into()).to_canonical()
+    }
+}
+
+#[cfg(all(test, feature = "user"))]
+mod tests {
+    use core::net::IpAddr;
+
+    use super::Ip16;
+
+    fn ip(text: &str) -> Ip16 {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    #[test]
+    fn loopback_is_127_slash_8_and_v6_one_only() {
+        for yes in ["127.0.0.1", "127.255.0.9", "::1", "::ffff:127.3.2.1"] {
+            assert!(ip(yes).is_loopback(), "{yes}");
+        }
+        for no in ["126.0.0.1", "128.0.0.1", "::2", "::", "0.0.0.0", "fd00::1", "10.0.0.127"] {
+            assert!(!ip(no).is_loopback(), "{no}");
+        }
+    }
+
+    #[test]
+    fn addresses_survive_the_round_trip_in_canonical_form() {
+        for text in ["10.1.2.3", "fd00::7", "0.0.0.0", "2001:db8::ffff:1:2"] {
+            assert_eq!(IpAddr::from(ip(text)).to_string(), text);
+        }
+        assert_eq!(IpAddr::from(ip("::ffff:10.0.0.1")).to_string(), "10.0.0.1");
+    }
+
+    #[test]
+    fn link_local_is_fe80_slash_10() {
+        assert!(ip("fe80::1").is_v6_link_local() && ip("febf::1").is_v6_link_local());
+        assert!(!ip("fec0::1").is_v6_link_local() && !ip("169.254.1.1").is_v6_link_local());
+    }
+}

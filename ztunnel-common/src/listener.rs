@@ -1,0 +1,25 @@
+//! The proxy's listening sockets of a pod, as the kernel finds them.
+
+use crate::abi::abi_struct;
+
+abi_struct! {
+    /// Key of sockhash `listeners`. A missing entry means: no proxy, refuse.
+    pub struct ListenerKey: 16 {
+        /// Netns cookie of the pod, host byte order.
+        pub netns_cookie: u64,
+        /// One of the `ROLE_*` constants.
+        pub role: u32,
+        /// Zero.
+        pub pad: u32,
+    }
+}
+
+/// Takes connections that leave the pod.
+pub const ROLE_OUTBOUND: u32 = 1;
+/// Takes connections to port 15008 of the pod.
+pub const ROLE_HBONE: u32 = 2;
+/// Takes every other connection to the pod.
+pub const ROLE_PLAINTEXT: u32 = 3;
+
+/// HBONE: mutual TLS with HTTP/2 CONNECT inside. Peers address it directly.
+pub const HBONE_PORT: u16 = 15008;

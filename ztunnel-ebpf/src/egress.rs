@@ -1,0 +1,113 @@
+//! Decides for each TCP packet that is about to leave the pod: is it the proxy's, does it belong to a captured
+//! connection, or to one that is none of ours? It must never let a new connection of an enrolled pod out.
+//!
+//! A hook that judges at connect() has its place before this file: what it steers carries `mark::STEER`, is
+//! routed to lo and never reaches a device with this program; what it lets go it tags `TAG_UNTOUCHED`.
+
+use aya_ebpf::{bindings::BPF_F_INGRESS, helpers::bpf_redirect, programs::TcContext};
+use aya_log_ebpf::debug;
+use ztunnel_common::{
+    capture::{TAG_CAPTURED, TAG_PROXY, TAG_UNTOUCHED},
+    counter, mark,
+    pod::STATE_RELEASED,
+};
+
+use crate::{
+    count::bump,
+    maps::{POD, PODS},
+    packet::Tcp,
+    socket::{self, Sender},
+    verdict::Packet,
+};
+
+/// lo is the first device of every network namespace (`LOOPBACK_IFINDEX`).
+const LO: u32 = 1;
+const TC_ACT_REDIRECT: i32 = 7;
+
+/// The verdict on one outgoing packet.
+#[inline(always)]
+pub fn decide(ctx: &TcContext) -> Packet {
+    let Some(packet) = Tcp::parse(ctx) else {
+        return Packet::Continue;
+    };
+    let sender = Sender::of(ctx);
+    let tag = match &sender {
+        Some(sender) => sender.tag(),
+        None => 0,
+    };
+    if tag == TAG_PROXY {
+        return Packet::Continue;
+    }
+    // A socket may be connected again after a disconnect, so an old tag does not speak for a new connection.
+    if packet.opens_connection() {
+        return new_connection(ctx, &packet, sender.as_ref());
+    }
+    match tag {
+        TAG_CAPTURED => turn_back(ctx),
+        TAG_UNTOUCHED => Packet::Continue,
+        _ => unjudged(ctx, &packet, sender.as_ref()),
+    }
+}
+
+#[inline(always)]
+fn new_connection(ctx: &TcContext, packet: &Tcp, sender: Option<&Sender>) -> Packet {
+    if packet.dst.is_v6_link_local() {
+        return Packet::Continue;
+    }
+    let released = match pod_state() {
+        Some(state) => state == STATE_RELEASED,
+        None => {
+            bump(counter::REFUSED_UNKNOWN_POD);
+            return Packet::Drop;
+        }
+    };
+    if released {
+        bump(counter::LEFT_RELEASED);
+        remember(sender, TAG_UNTOUCHED);
+        return Packet::Continue;
+    }
+    bump(counter::OUTBOUND_STEERED);
+    debug!(ctx, "port {}: turned back to the proxy", u16::from_be_bytes(packet.dst_port));
+    remember(sender, TAG_CAPTURED);
+    turn_back(ctx)
+}
+
+/// A packet of a connection nobody has judged: accepted from outside, open since before enrolment, or sent
+/// without a socket (a reset, the last acknowledgement of a closed connection).
+#[inline(always)]
+fn unjudged(ctx: &TcContext, packet: &Tcp, sender: Option<&Sender>) -> Packet {
+    if socket::receiver_is_here(ctx, packet) {
+        return turn_back(ctx);
+    }
+    if sender.is_some() {
+        bump(counter::LEFT_ESTABLISHED);
+    }
+    remember(sender, TAG_UNTOUCHED);
+    Packet::Continue
+}
+
+#[inline(always)]
+fn remember(sender: Option<&Sender>, tag: u32) {
+    if let Some(sender) = sender {
+        sender.remember(tag);
+    }
+}
+
+/// Sends the packet into the pod's own stack instead of out of it.
+#[inline(always)]
+fn turn_back(ctx: &TcContext) -> Packet {
+    ctx.set_mark(mark::STEER);
+    // SAFETY: no pointer is passed.
+    let action = unsafe { bpf_redirect(LO, BPF_F_INGRESS as u64) } as i32;
+    if action != TC_ACT_REDIRECT {
+        bump(counter::DROPPED_TURN_BACK);
+        return Packet::Drop;
+    }
+    Packet::Redirected(action)
+}
+
+#[inline(always)]
+fn pod_state() -> Option<u32> {
+    // SAFETY: the record is only replaced whole by the agent; a torn read of one u32 cannot happen.
+    unsafe { PODS.get(POD.load()) }.map(|pod| pod.state)
+}

@@ -1,0 +1,148 @@
+//! Reads the addresses, ports and flags of a TCP packet; the only place that knows header layouts. What is not
+//! plainly TCP is reported as absent, never guessed.
+
+use aya_ebpf::{
+    bindings::__sk_buff, cty::c_void, helpers::bpf_skb_load_bytes_relative, programs::TcContext,
+};
+use ztunnel_common::addr::Ip16;
+
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+const IPPROTO_TCP: u8 = 6;
+/// `BPF_HDR_START_NET`: offsets count from the network header, so devices without a link header work too.
+const FROM_NETWORK_HEADER: u32 = 1;
+/// IPv6 extension headers looked through before giving up.
+const MAX_EXTENSION_HEADERS: usize = 6;
+
+const FLAG_SYN: u8 = 0x02;
+const FLAG_ACK: u8 = 0x10;
+
+/// Address family of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// One TCP packet.
+pub struct Tcp {
+    /// Its family on the wire.
+    pub family: Family,
+    /// Source address.
+    pub src: Ip16,
+    /// Destination address.
+    pub dst: Ip16,
+    /// Source port, network byte order.
+    pub src_port: [u8; 2],
+    /// Destination port, network byte order.
+    pub dst_port: [u8; 2],
+    flags: u8,
+}
+
+impl Tcp {
+    /// The packet's TCP header, if it has one that can be read.
+    #[inline(always)]
+    pub fn parse(ctx: &TcContext) -> Option<Self> {
+        match protocol(ctx) {
+            ETH_P_IP => Self::parse_v4(ctx),
+            ETH_P_IPV6 => Self::parse_v6(ctx),
+            _ => None,
+        }
+    }
+
+    /// The first packet of a connection, and no other.
+    #[inline(always)]
+    pub fn opens_connection(&self) -> bool {
+        self.flags & (FLAG_SYN | FLAG_ACK) == FLAG_SYN
+    }
+
+    #[inline(always)]
+    fn parse_v4(ctx: &TcContext) -> Option<Self> {
+        let ip: [u8; 20] = load(ctx, 0)?;
+        let later_fragment = u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff != 0;
+        if ip[9] != IPPROTO_TCP || later_fragment {
+            return None;
+        }
+        let header_len = u32::from(ip[0] & 0x0f) * 4;
+        let tcp: [u8; 14] = load(ctx, header_len)?;
+        Some(Self {
+            family: Family::V4,
+            src: Ip16::from_v4([ip[12], ip[13], ip[14], ip[15]]),
+            dst: Ip16::from_v4([ip[16], ip[17], ip[18], ip[19]]),
+            src_port: [tcp[0], tcp[1]],
+            dst_port: [tcp[2], tcp[3]],
+            flags: tcp[13],
+        })
+    }
+
+    #[inline(always)]
+    fn parse_v6(ctx: &TcContext) -> Option<Self> {
+        let fixed: [u8; 8] = load(ctx, 0)?;
+        let src = Ip16(load(ctx, 8)?);
+        let dst = Ip16(load(ctx, 24)?);
+        let offset = skip_extension_headers(ctx, fixed[6])?;
+        let tcp: [u8; 14] = load(ctx, offset)?;
+        Some(Self {
+            family: Family::V6,
+            src,
+            dst,
+            src_port: [tcp[0], tcp[1]],
+            dst_port: [tcp[2], tcp[3]],
+            flags: tcp[13],
+        })
+    }
+}
+
+/// Offset of the TCP header behind hop-by-hop (0), routing (43), destination (60) and first-fragment (44) headers.
+#[inline(always)]
+fn skip_extension_headers(ctx: &TcContext, first: u8) -> Option<u32> {
+    let mut next = first;
+    let mut offset = 40u32;
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        match next {
+            IPPROTO_TCP => return Some(offset),
+            0 | 43 | 60 => {
+                let header: [u8; 2] = load(ctx, offset)?;
+                next = header[0];
+                offset += (u32::from(header[1]) + 1) * 8;
+            }
+            44 => {
+                let header: [u8; 8] = load(ctx, offset)?;
+                if u16::from_be_bytes([header[2], header[3]]) & 0xfff8 != 0 {
+                    return None;
+                }
+                next = header[0];
+                offset += 8;
+            }
+            _ => return None,
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn protocol(ctx: &TcContext) -> u16 {
+    let skb: *mut __sk_buff = ctx.skb.skb;
+    // SAFETY: the context is valid for the run of the program; a volatile u32 read keeps the access at the width
+    // the verifier demands.
+    let protocol = unsafe { core::ptr::read_volatile(&raw const (*skb).protocol) };
+    u16::from_be(protocol as u16)
+}
+
+#[inline(always)]
+fn load<const N: usize>(ctx: &TcContext, offset: u32) -> Option<[u8; N]> {
+    let mut bytes = [0u8; N];
+    // SAFETY: the helper writes exactly N bytes into the array or fails.
+    let failed = unsafe {
+        bpf_skb_load_bytes_relative(
+            ctx.skb.skb.cast::<c_void>().cast_const(),
+            offset,
+            bytes.as_mut_ptr().cast(),
+            N as u32,
+            FROM_NETWORK_HEADER,
+        )
+    };
+    if failed == 0 { Some(bytes) } else { None }
+}

@@ -1,0 +1,225 @@
+//! Attaches the programs of one pod and keeps them attached without this process: links are pinned; below kernel
+//! 6.6, where tc has no links, the filters stay on the device by themselves.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    os::fd::BorrowedFd,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf,
+    programs::{
+        LinkOrder, ProgramError, SchedClassifier, SkLookup, TcAttachType,
+        links::{FdLink, PinnedLink},
+        tc::{self, NlOptions, TcAttachOptions, TcError, TcHandle},
+    },
+};
+
+use super::BpfError;
+
+/// Priority and handle of our clsact filters: fixed, so that a filter of an earlier process is recognised.
+const CLSACT_PRIORITY: u16 = 0x7a74;
+const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
+const LOOKUP: &str = "pod_lookup";
+const EGRESS: &str = "pod_egress";
+const LOOPBACK: &str = "pod_loopback";
+const LO: &str = "lo";
+
+/// How tc programs are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum TcMode {
+    /// tcx links from kernel 6.6, clsact filters below.
+    #[default]
+    Auto,
+    /// tcx links (kernel 6.6 and later).
+    Tcx,
+    /// clsact filters, on any kernel.
+    Clsact,
+}
+
+impl TcMode {
+    fn uses_links(self) -> bool {
+        match self {
+            Self::Tcx => true,
+            Self::Clsact => false,
+            Self::Auto => super::probe::has_tcx(),
+        }
+    }
+}
+
+/// The attached programs of one pod. Dropping it leaves them attached; [`PodLinks::detach`] takes them off.
+#[derive(Debug)]
+pub struct PodLinks {
+    object: Ebpf,
+    pins: PathBuf,
+    devices: BTreeSet<String>,
+    links: bool,
+}
+
+impl PodLinks {
+    pub(super) fn attach(
+        object: Ebpf,
+        netns: BorrowedFd<'_>,
+        pins: PathBuf,
+        mode: TcMode,
+    ) -> Result<Self, BpfError> {
+        std::fs::create_dir_all(&pins)
+            .map_err(|source| BpfError::PinDirectory { path: pins.clone(), source })?;
+        let mut this = Self { object, pins, devices: BTreeSet::new(), links: mode.uses_links() };
+        let attached = this.attach_all(netns);
+        if let Err(error) = attached {
+            this.detach();
+            return Err(error);
+        }
+        Ok(this)
+    }
+
+    /// Inbound first: once the egress net hangs, an answer must find its way.
+    fn attach_all(&mut self, netns: BorrowedFd<'_>) -> Result<(), BpfError> {
+        self.attach_lookup(netns)?;
+        self.load_tc(LOOPBACK)?;
+        self.attach_tc(LOOPBACK, LO, TcAttachType::Ingress)?;
+        self.load_tc(EGRESS)?;
+        self.follow_devices()?;
+        Ok(())
+    }
+
+    /// Attaches `pod_egress` to devices that have appeared since; returns how many. Call it inside the pod's
+    /// namespace.
+    ///
+    /// # Errors
+    /// [`BpfError`] for the first device that refuses.
+    pub fn follow_devices(&mut self) -> Result<usize, BpfError> {
+        let present = devices().map_err(BpfError::Devices)?;
+        for gone in self.devices.difference(&present) {
+            let _ = std::fs::remove_file(self.pins.join(format!("{EGRESS}-{gone}")));
+        }
+        self.devices.retain(|device| present.contains(device));
+        let new: Vec<String> = present.difference(&self.devices).cloned().collect();
+        for device in &new {
+            self.attach_tc(EGRESS, device, TcAttachType::Egress)?;
+            self.devices.insert(device.clone());
+        }
+        Ok(new.len())
+    }
+
+    /// Takes every program off the pod. Call it inside the pod's namespace.
+    pub fn detach(&mut self) {
+        remove_pins(&self.pins);
+        if self.links {
+            return;
+        }
+        for device in &self.devices {
+            let _ = tc::qdisc_detach_program(device, TcAttachType::Egress, EGRESS);
+        }
+        let _ = tc::qdisc_detach_program(LO, TcAttachType::Ingress, LOOPBACK);
+    }
+
+    fn attach_lookup(&mut self, netns: BorrowedFd<'_>) -> Result<(), BpfError> {
+        let program: &mut SkLookup = program(&mut self.object, LOOKUP)?;
+        program.load().map_err(|source| step("the kernel refused", LOOKUP, source))?;
+        let id = program.attach(netns).map_err(|source| step("attaching", LOOKUP, source))?;
+        let link = program.take_link(id).map_err(|source| step("attaching", LOOKUP, source))?;
+        pin(FdLink::from(link), &self.pins.join(LOOKUP))
+    }
+
+    fn load_tc(&mut self, name: &'static str) -> Result<(), BpfError> {
+        let program: &mut SchedClassifier = program(&mut self.object, name)?;
+        program.load().map_err(|source| step("the kernel refused", name, source))
+    }
+
+    fn attach_tc(&mut self, name: &'static str, device: &str, at: TcAttachType) -> Result<(), BpfError> {
+        let links = self.links;
+        let pin_path = self.pins.join(format!("{name}-{device}"));
+        let program: &mut SchedClassifier = program(&mut self.object, name)?;
+        if !links {
+            return attach_filter(program, name, device, at);
+        }
+        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let id = program
+            .attach_with_options(device, at, options)
+            .map_err(|source| step("attaching", name, source))?;
+        let link = program.take_link(id).map_err(|source| step("attaching", name, source))?;
+        let link = FdLink::try_from(link)
+            .map_err(|source| BpfError::PinLink { path: pin_path.clone(), source: source.into() })?;
+        pin(link, &pin_path)
+    }
+}
+
+/// A clsact filter with our fixed priority and handle. One that is there already is an earlier process's, running
+/// the same program over the same maps: it stays, so that there is no moment without one.
+fn attach_filter(
+    program: &mut SchedClassifier,
+    name: &'static str,
+    device: &str,
+    at: TcAttachType,
+) -> Result<(), BpfError> {
+    // Fails where the qdisc is there already, which is as good.
+    let _ = tc::qdisc_add_clsact(device);
+    let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
+    match program.attach_with_options(device, at, TcAttachOptions::Netlink(options)) {
+        Ok(id) => {
+            let link = program.take_link(id).map_err(|source| step("attaching", name, source))?;
+            #[expect(clippy::mem_forget, reason = "dropping the handle would take the filter off the device")]
+            std::mem::forget(link);
+            Ok(())
+        }
+        Err(ProgramError::TcError(TcError::NetlinkError(error)))
+            if error.raw_os_error() == Some(libc::EEXIST) =>
+        {
+            Ok(())
+        }
+        Err(source) => Err(step("attaching", name, source)),
+    }
+}
+
+/// Pins a link; an older pin of the same place is replaced in one step, and its program detached by that.
+fn pin(link: FdLink, path: &Path) -> Result<(), BpfError> {
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| BpfError::PinLink {
+        path: path.to_owned(),
+        source,
+    };
+    let fresh = path.with_file_name(format!(
+        "{}.new",
+        path.file_name().unwrap_or_default().to_string_lossy()
+    ));
+    let _ = std::fs::remove_file(&fresh);
+    let pinned: PinnedLink = link.pin(&fresh).map_err(|source| failed(source.into()))?;
+    std::fs::rename(&fresh, path).map_err(|source| failed(source.into()))?;
+    drop(pinned);
+    Ok(())
+}
+
+pub(super) fn remove_pins(directory: &Path) {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %directory.display(), %error, "cannot remove pinned links");
+        }
+        _ => {}
+    }
+}
+
+/// Names of the devices of this thread's namespace, but lo.
+fn devices() -> io::Result<BTreeSet<String>> {
+    let names = nix::net::if_::if_nameindex()?;
+    Ok(names
+        .iter()
+        .map(|interface| interface.name().to_string_lossy().into_owned())
+        .filter(|name| name != LO)
+        .collect())
+}
+
+fn program<'a, P>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, BpfError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let program = object.program_mut(name).ok_or(BpfError::Missing(name))?;
+    program.try_into().map_err(|source| step("the object's kind is wrong:", name, source))
+}
+
+fn step(step: &'static str, program: &'static str, source: ProgramError) -> BpfError {
+    BpfError::Program { step, program, source: Box::new(source) }
+}
+

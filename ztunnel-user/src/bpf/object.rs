@@ -1,0 +1,51 @@
+//! Loads the embedded object, once per pod, over the maps that are pinned already.
+
+use std::{path::Path, time::Duration};
+
+use aya::{Ebpf, EbpfLoader};
+
+use super::BpfError;
+
+/// The kernel half, as built by this package's build script.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ztunnel-ebpf"));
+
+/// Every map, by its name in the object. aya-log's ring buffer is shared by all pods too.
+const MAPS: [&str; 7] = ["pods", "pod_ips", "listeners", "app_dials", "sk_tags", "counters", "AYA_LOGS"];
+
+/// aya-log level that leaves no log call in the program.
+pub(super) const LOG_OFF: u8 = 0;
+/// aya-log level `debug`.
+pub(super) const LOG_DEBUG: u8 = 4;
+
+/// Loads the maps (from their pins where those exist) and prepares the programs for the pod with this cookie.
+pub(super) fn load(pins: &Path, cookie: u64, log_level: u8) -> Result<Ebpf, BpfError> {
+    let mut loader = EbpfLoader::new();
+    loader.override_global("POD", &cookie, true);
+    loader.override_global(aya_log::LEVEL, &log_level, false);
+    for map in MAPS {
+        loader.map_pin_path(map, pins.join(map.to_ascii_lowercase()));
+    }
+    Ok(loader.load(OBJECT)?)
+}
+
+/// How often kernel log records are fetched while they are on.
+const LOG_FETCH: Duration = Duration::from_millis(200);
+
+/// Forwards the kernel half's log records to `tracing` (target of the program's module) for as long as the
+/// runtime lives. A failure leaves the records unread, which harms nothing, and is said once.
+pub(super) fn forward_logs(object: &mut Ebpf) {
+    let mut logger = match aya_log::EbpfLogger::init(object) {
+        Ok(logger) => logger,
+        Err(error) => {
+            tracing::warn!(%error, "kernel log records will not be shown");
+            return;
+        }
+    };
+    tokio::spawn(async move {
+        let mut tick = tokio::time::interval(LOG_FETCH);
+        loop {
+            tick.tick().await;
+            logger.flush();
+        }
+    });
+}
