@@ -1,17 +1,17 @@
 //! Builds the kernel half with the running compiler and leaves its object in `OUT_DIR`, where `bpf::object`
 //! embeds it; and compiles the protocol definitions.
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{env, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, bail};
+
+#[path = "build/protos.rs"]
+mod protos;
 
 const BPF_TARGET: &str = "bpfel-unknown-none";
 
 fn main() -> Result<()> {
+    protos::compile_protos()?;
     build_kernel_half()
 }
 
@@ -22,13 +22,27 @@ fn build_kernel_half() -> Result<()> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let workspace = here.parent().context("the package stands in a workspace")?;
     for watched in ["ztunnel-ebpf", "ztunnel-common", "Cargo.lock"] {
-        directive(&format!("cargo:rerun-if-changed={}", workspace.join(watched).display()));
+        directive(&format!(
+            "cargo:rerun-if-changed={}",
+            workspace.join(watched).display()
+        ));
     }
     // OUT_DIR is <target>/<profile>/build/<package>-<hash>/out.
-    let target_dir = out.ancestors().nth(4).context("OUT_DIR is deep enough")?.join("ebpf");
+    let target_dir = out
+        .ancestors()
+        .nth(4)
+        .context("OUT_DIR is deep enough")?
+        .join("ebpf");
     let output = Command::new(env::var("CARGO")?)
         .current_dir(workspace)
-        .args(["build", "--quiet", "--locked", "--release", "--package", "ztunnel-ebpf"])
+        .args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--release",
+            "--package",
+            "ztunnel-ebpf",
+        ])
         .args(["--target", BPF_TARGET, "-Z", "build-std=core"])
         .arg("--target-dir")
         .arg(&target_dir)
@@ -49,7 +63,29 @@ fn build_kernel_half() -> Result<()> {
         );
     }
     let built = target_dir.join(BPF_TARGET).join("release/ztunnel-ebpf");
-    copy(&built, &out.join("ztunnel-ebpf"))
+    let mut object = std::fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+    make_union_names_plain(&mut object);
+    std::fs::write(out.join("ztunnel-ebpf"), object).context("writing the object")
+}
+
+/// bpf-linker 0.10 makes C identifiers of the names of generic structs in BTF, but not of unions, and the kernel
+/// refuses the whole BTF (and with it every map that has types) for one `<`. The one generic union is
+/// `MaybeUninit`, inside aya's `Global`.
+fn make_union_names_plain(object: &mut [u8]) {
+    const UNION: &[u8] = b"MaybeUninit<";
+    let found: Vec<usize> = object
+        .windows(UNION.len())
+        .enumerate()
+        .filter(|(_, at)| *at == UNION)
+        .map(|(start, _)| start)
+        .collect();
+    for start in found {
+        for byte in object[start..].iter_mut().take_while(|byte| **byte != 0) {
+            if !byte.is_ascii_alphanumeric() {
+                *byte = b'_';
+            }
+        }
+    }
 }
 
 /// bpf-linker lives where `cargo install` puts it, which not everyone has on the path.
@@ -59,11 +95,6 @@ fn path_with_cargo_bin() -> Result<std::ffi::OsString> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = env::split_paths(&path).chain(home.map(|home| home.join("bin")));
     Ok(env::join_paths(folders)?)
-}
-
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    std::fs::copy(from, to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
-    Ok(())
 }
 
 #[expect(clippy::print_stdout, reason = "how a build script speaks to cargo")]

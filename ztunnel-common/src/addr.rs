@@ -14,16 +14,38 @@ impl Ip16 {
         ])
     }
 
+    /// Four 32-bit words, each as it lies in memory in network byte order.
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        let [a, b, c, d] = [
+            words[0].to_ne_bytes(),
+            words[1].to_ne_bytes(),
+            words[2].to_ne_bytes(),
+            words[3].to_ne_bytes(),
+        ];
+        Self([
+            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
+        ])
+    }
+
+    #[inline(always)]
+    const fn word(&self, i: usize) -> u32 {
+        u32::from_be_bytes([
+            self.0[4 * i],
+            self.0[4 * i + 1],
+            self.0[4 * i + 2],
+            self.0[4 * i + 3],
+        ])
+    }
+
     /// 127.0.0.0/8 or ::1: traffic that never leaves the pod and is never touched.
     #[inline(always)]
     pub const fn is_loopback(&self) -> bool {
-        let b = &self.0;
-        let high_zero = (b[0] | b[1] | b[2] | b[3] | b[4] | b[5] | b[6] | b[7] | b[8] | b[9]) == 0;
-        if !high_zero {
+        if (self.word(0) | self.word(1)) != 0 {
             return false;
         }
-        let mapped = b[10] == 0xff && b[11] == 0xff && b[12] == 127;
-        let v6 = (b[10] | b[11] | b[12] | b[13] | b[14]) == 0 && b[15] == 1;
+        let mapped = self.word(2) == 0xffff && self.word(3) >> 24 == 127;
+        let v6 = self.word(2) == 0 && self.word(3) == 1;
         mapped || v6
     }
 
@@ -66,7 +88,15 @@ mod tests {
         for yes in ["127.0.0.1", "127.255.0.9", "::1", "::ffff:127.3.2.1"] {
             assert!(ip(yes).is_loopback(), "{yes}");
         }
-        for no in ["126.0.0.1", "128.0.0.1", "::2", "::", "0.0.0.0", "fd00::1", "10.0.0.127"] {
+        for no in [
+            "126.0.0.1",
+            "128.0.0.1",
+            "::2",
+            "::",
+            "0.0.0.0",
+            "fd00::1",
+            "10.0.0.127",
+        ] {
             assert!(!ip(no).is_loopback(), "{no}");
         }
     }

@@ -1,5 +1,5 @@
 //! The words for what the kernel half did with a connection: index of the per-CPU map `counters`, label of the
-//! metric `ztunnel_kernel_connections_total`, and what `ztunnel` prints.
+//! metric `ztunnel_kernel_counters_total`, and what `ztunnel` prints.
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident = $index:literal, $word:literal;)+) => {

@@ -9,8 +9,8 @@ abi_struct! {
         pub netns_cookie: u64,
         /// One of the `ROLE_*` constants.
         pub role: u32,
-        /// Zero.
-        pub pad: u32,
+        /// `FAMILY_V4` or `FAMILY_V6`: of the connection's packets.
+        pub family: u32,
     }
 }
 
@@ -23,3 +23,8 @@ pub const ROLE_PLAINTEXT: u32 = 3;
 
 /// HBONE: mutual TLS with HTTP/2 CONNECT inside. Peers address it directly.
 pub const HBONE_PORT: u16 = 15008;
+
+/// IPv4.
+pub const FAMILY_V4: u32 = 4;
+/// IPv6.
+pub const FAMILY_V6: u32 = 6;

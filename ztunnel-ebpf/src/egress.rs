@@ -16,6 +16,7 @@ use crate::{
     count::bump,
     maps::{POD, PODS},
     packet::Tcp,
+    refuse,
     socket::{self, Sender},
     verdict::Packet,
 };
@@ -66,8 +67,16 @@ fn new_connection(ctx: &TcContext, packet: &Tcp, sender: Option<&Sender>) -> Pac
         remember(sender, TAG_UNTOUCHED);
         return Packet::Continue;
     }
+    if !socket::proxy_listens(packet) {
+        bump(counter::REFUSED_NO_LISTENER);
+        return refuse::with_reset(ctx, packet);
+    }
     bump(counter::OUTBOUND_STEERED);
-    debug!(ctx, "port {}: turned back to the proxy", u16::from_be_bytes(packet.dst_port));
+    debug!(
+        ctx,
+        "port {}: turned back to the proxy",
+        u16::from_be_bytes(packet.dst_port)
+    );
     remember(sender, TAG_CAPTURED);
     turn_back(ctx)
 }
@@ -95,7 +104,7 @@ fn remember(sender: Option<&Sender>, tag: u32) {
 
 /// Sends the packet into the pod's own stack instead of out of it.
 #[inline(always)]
-fn turn_back(ctx: &TcContext) -> Packet {
+pub fn turn_back(ctx: &TcContext) -> Packet {
     ctx.set_mark(mark::STEER);
     // SAFETY: no pointer is passed.
     let action = unsafe { bpf_redirect(LO, BPF_F_INGRESS as u64) } as i32;

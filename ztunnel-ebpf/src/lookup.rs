@@ -7,7 +7,7 @@ use ztunnel_common::{
     addr::Ip16,
     capture::AppDial,
     counter,
-    listener::{HBONE_PORT, ListenerKey, ROLE_HBONE, ROLE_OUTBOUND, ROLE_PLAINTEXT},
+    listener::{FAMILY_V4, FAMILY_V6, HBONE_PORT, ListenerKey, ROLE_HBONE, ROLE_OUTBOUND, ROLE_PLAINTEXT},
     pod::{PodIp, STATE_ENROLLED, STATE_RELEASED},
 };
 
@@ -23,17 +23,14 @@ const AF_INET: u32 = 2;
 /// The verdict on one incoming connection.
 #[inline(always)]
 pub fn decide(ctx: &SkLookupContext) -> Lookup {
-    if read(ctx, Field::Protocol) != IPPROTO_TCP {
-        return Lookup::Pass;
-    }
-    let (src, dst) = addresses(ctx);
-    if dst.is_loopback() {
+    let arrival = Arrival::read(ctx);
+    if arrival.protocol != IPPROTO_TCP || arrival.dst.is_loopback() {
         return Lookup::Pass;
     }
     let pod = POD.load();
     // SAFETY: the record is only replaced whole by the agent; one u32 is read.
     match unsafe { PODS.get(pod) }.map(|record| record.state) {
-        Some(STATE_ENROLLED) => enrolled(ctx, pod, src, dst),
+        Some(STATE_ENROLLED) => enrolled(ctx, pod, &arrival),
         Some(STATE_RELEASED) => Lookup::Pass,
         _ => {
             bump(counter::REFUSED_UNKNOWN_POD);
@@ -43,113 +40,137 @@ pub fn decide(ctx: &SkLookupContext) -> Lookup {
 }
 
 #[inline(always)]
-fn enrolled(ctx: &SkLookupContext, pod: u64, src: Ip16, dst: Ip16) -> Lookup {
+fn enrolled(ctx: &SkLookupContext, pod: u64, arrival: &Arrival) -> Lookup {
     // SAFETY: only the presence of the entry is used.
-    let inbound = unsafe { POD_IPS.get(PodIp { netns_cookie: pod, ip: dst }) }.is_some();
+    let inbound = unsafe {
+        POD_IPS.get(PodIp {
+            netns_cookie: pod,
+            ip: arrival.dst,
+        })
+    }
+    .is_some();
     if !inbound {
-        return assign(ctx, pod, ROLE_OUTBOUND, counter::OUTBOUND_STEERED);
+        return assign(ctx, pod, ROLE_OUTBOUND, arrival);
     }
-    // The pod calling itself. From the wire this cannot complete: the answer goes to the pod, not to the sender.
-    if src == dst {
-        return Lookup::Pass;
-    }
-    let port = read(ctx, Field::LocalPort) as u16;
     let dial = AppDial {
         netns_cookie: pod,
-        src,
-        dst,
-        src_port: remote_port(ctx).to_be_bytes(),
-        dst_port: port.to_be_bytes(),
+        src: arrival.src,
+        dst: arrival.dst,
+        src_port: arrival.src_port,
+        dst_port: arrival.dst_port.to_be_bytes(),
         pad: 0,
     };
     // SAFETY: only the presence of the entry is used.
-    if unsafe { APP_DIALS.get(dial) }.is_some() {
+    let announced = unsafe { APP_DIALS.get(dial) }.is_some();
+    if announced && arrival.dst_port != HBONE_PORT {
         bump(counter::APP_DIAL);
         return Lookup::Pass;
     }
-    if port == HBONE_PORT {
-        assign(ctx, pod, ROLE_HBONE, counter::INBOUND_HBONE)
+    // The pod calling itself, which is its own affair unless the proxy does it (to its own tunnel port). From the
+    // wire this cannot complete: the answer goes to the pod, not to the sender.
+    if arrival.src == arrival.dst && !announced {
+        return Lookup::Pass;
+    }
+    if arrival.dst_port == HBONE_PORT {
+        assign(ctx, pod, ROLE_HBONE, arrival)
     } else {
-        assign(ctx, pod, ROLE_PLAINTEXT, counter::INBOUND_PLAINTEXT)
+        assign(ctx, pod, ROLE_PLAINTEXT, arrival)
     }
 }
 
 /// Gives the connection to a listener of the proxy; without one it is refused, never passed on.
 #[inline(always)]
-fn assign(ctx: &SkLookupContext, pod: u64, role: u32, counted_as: u32) -> Lookup {
-    let port = read(ctx, Field::LocalPort);
-    let key = ListenerKey { netns_cookie: pod, role, pad: 0 };
+fn assign(ctx: &SkLookupContext, pod: u64, role: u32, arrival: &Arrival) -> Lookup {
+    let key = ListenerKey {
+        netns_cookie: pod,
+        role,
+        family: arrival.family,
+    };
     match LISTENERS.redirect_sk_lookup(ctx, key, 0) {
         Ok(()) => {
-            // Outbound connections were counted when they were turned back.
-            if role != ROLE_OUTBOUND {
-                bump(counted_as);
+            match role {
+                ROLE_HBONE => bump(counter::INBOUND_HBONE),
+                ROLE_PLAINTEXT => bump(counter::INBOUND_PLAINTEXT),
+                // Outbound connections were counted when they were turned back.
+                _ => {}
             }
-            debug!(ctx, "pod {} port {}: to listener {}", pod, port, role);
+            debug!(ctx, "pod {} port {}: to listener {}", pod, arrival.dst_port, role);
             Lookup::Pass
         }
         Err(_) => {
             bump(counter::REFUSED_NO_LISTENER);
-            debug!(ctx, "pod {} port {}: refused, no listener {}", pod, port, role);
+            debug!(
+                ctx,
+                "pod {} port {}: refused, no listener {}", pod, arrival.dst_port, role
+            );
             Lookup::Refuse
         }
     }
 }
 
-enum Field {
-    Family,
-    Protocol,
-    RemoteIp4,
-    LocalIp4,
-    LocalPort,
+/// The fields of the context, read once in a straight line: the verifier refuses a context pointer that was
+/// moved, which is what the compiler makes of reads in branches.
+struct Arrival {
+    /// `FAMILY_V4` or `FAMILY_V6`.
+    family: u32,
+    protocol: u32,
+    src: Ip16,
+    dst: Ip16,
+    /// Network byte order.
+    src_port: [u8; 2],
+    /// Host byte order.
+    dst_port: u16,
 }
 
-#[inline(always)]
-fn read(ctx: &SkLookupContext, field: Field) -> u32 {
-    let raw: *const bpf_sk_lookup = ctx.lookup;
-    // SAFETY: taking the address of a context field reads nothing.
-    let field = unsafe {
-        match field {
-            Field::Family => &raw const (*raw).family,
-            Field::Protocol => &raw const (*raw).protocol,
-            Field::RemoteIp4 => &raw const (*raw).remote_ip4,
-            Field::LocalIp4 => &raw const (*raw).local_ip4,
-            Field::LocalPort => &raw const (*raw).local_port,
+impl Arrival {
+    #[inline(always)]
+    fn read(ctx: &SkLookupContext) -> Self {
+        let raw: *const bpf_sk_lookup = ctx.lookup;
+        macro_rules! field {
+            ($($field:tt)+) => {
+                // SAFETY: the context is valid for the run of the program; the field is read at its full width.
+                unsafe { core::ptr::read_volatile(&raw const (*raw).$($field)+) }
+            };
         }
-    };
-    // SAFETY: the context is valid for the run of the program; the fields are u32, read at full width.
-    unsafe { core::ptr::read_volatile(field) }
-}
-
-/// The client's port in host byte order.
-#[inline(always)]
-fn remote_port(ctx: &SkLookupContext) -> u16 {
-    let raw: *const bpf_sk_lookup = ctx.lookup;
-    // SAFETY: the context is valid for the run of the program; the field is a big-endian u16.
-    u16::from_be(unsafe { core::ptr::read_volatile(&raw const (*raw).remote_port) })
-}
-
-/// Source and destination address.
-#[inline(always)]
-fn addresses(ctx: &SkLookupContext) -> (Ip16, Ip16) {
-    if read(ctx, Field::Family) == AF_INET {
-        let src = Ip16::from_v4(read(ctx, Field::RemoteIp4).to_ne_bytes());
-        let dst = Ip16::from_v4(read(ctx, Field::LocalIp4).to_ne_bytes());
-        return (src, dst);
+        let family = field!(family);
+        let protocol = field!(protocol);
+        let remote_port = field!(remote_port);
+        let local_port = field!(local_port);
+        let remote_v4 = field!(remote_ip4);
+        let local_v4 = field!(local_ip4);
+        let remote_v6 = [
+            field!(remote_ip6[0]),
+            field!(remote_ip6[1]),
+            field!(remote_ip6[2]),
+            field!(remote_ip6[3]),
+        ];
+        let local_v6 = [
+            field!(local_ip6[0]),
+            field!(local_ip6[1]),
+            field!(local_ip6[2]),
+            field!(local_ip6[3]),
+        ];
+        let v4 = family == AF_INET;
+        Self {
+            family: if v4 { FAMILY_V4 } else { FAMILY_V6 },
+            protocol,
+            src: if v4 {
+                mapped(remote_v4)
+            } else {
+                Ip16::from_words(remote_v6)
+            },
+            dst: if v4 {
+                mapped(local_v4)
+            } else {
+                Ip16::from_words(local_v6)
+            },
+            src_port: remote_port.to_ne_bytes(),
+            dst_port: local_port as u16,
+        }
     }
-    let raw: *const bpf_sk_lookup = ctx.lookup;
-    // SAFETY: taking the address of a context field reads nothing.
-    let (src, dst) = unsafe { (&raw const (*raw).remote_ip6, &raw const (*raw).local_ip6) };
-    (words(src), words(dst))
 }
 
 #[inline(always)]
-fn words(field: *const [u32; 4]) -> Ip16 {
-    let mut bytes = [0u8; 16];
-    for i in 0..4 {
-        // SAFETY: i < 4; the context field is an array of four u32 in network byte order.
-        let word = unsafe { core::ptr::read_volatile(field.cast::<u32>().add(i)) };
-        bytes[i * 4..i * 4 + 4].copy_from_slice(&word.to_ne_bytes());
-    }
-    Ip16(bytes)
+fn mapped(word: u32) -> Ip16 {
+    Ip16::from_words([0, 0, 0xffff_u32.to_be(), word])
 }

@@ -17,6 +17,7 @@ mod lookup;
 mod loopback;
 mod maps;
 mod packet;
+mod refuse;
 mod socket;
 mod verdict;
 

@@ -1,9 +1,7 @@
 //! Reads the addresses, ports and flags of a TCP packet; the only place that knows header layouts. What is not
 //! plainly TCP is reported as absent, never guessed.
 
-use aya_ebpf::{
-    bindings::__sk_buff, cty::c_void, helpers::bpf_skb_load_bytes_relative, programs::TcContext,
-};
+use aya_ebpf::{bindings::__sk_buff, cty::c_void, helpers::bpf_skb_load_bytes_relative, programs::TcContext};
 use ztunnel_common::addr::Ip16;
 
 const ETH_P_IP: u16 = 0x0800;
@@ -38,7 +36,12 @@ pub struct Tcp {
     pub src_port: [u8; 2],
     /// Destination port, network byte order.
     pub dst_port: [u8; 2],
-    flags: u8,
+    /// Sequence number, network byte order.
+    pub seq: [u8; 4],
+    /// Where the TCP header starts, counted from the network header.
+    pub tcp_offset: u32,
+    /// Data offset and flags, as they stand in bytes 12 and 13 of the TCP header.
+    pub offset_and_flags: [u8; 2],
 }
 
 impl Tcp {
@@ -55,7 +58,7 @@ impl Tcp {
     /// The first packet of a connection, and no other.
     #[inline(always)]
     pub fn opens_connection(&self) -> bool {
-        self.flags & (FLAG_SYN | FLAG_ACK) == FLAG_SYN
+        self.offset_and_flags[1] & (FLAG_SYN | FLAG_ACK) == FLAG_SYN
     }
 
     #[inline(always)]
@@ -73,7 +76,9 @@ impl Tcp {
             dst: Ip16::from_v4([ip[16], ip[17], ip[18], ip[19]]),
             src_port: [tcp[0], tcp[1]],
             dst_port: [tcp[2], tcp[3]],
-            flags: tcp[13],
+            seq: [tcp[4], tcp[5], tcp[6], tcp[7]],
+            tcp_offset: header_len,
+            offset_and_flags: [tcp[12], tcp[13]],
         })
     }
 
@@ -90,7 +95,9 @@ impl Tcp {
             dst,
             src_port: [tcp[0], tcp[1]],
             dst_port: [tcp[2], tcp[3]],
-            flags: tcp[13],
+            seq: [tcp[4], tcp[5], tcp[6], tcp[7]],
+            tcp_offset: offset,
+            offset_and_flags: [tcp[12], tcp[13]],
         })
     }
 }

@@ -3,15 +3,21 @@
 //! the next.
 
 use aya_ebpf::{
-    bindings::{BPF_SK_STORAGE_GET_F_CREATE, __sk_buff, bpf_sock, bpf_sock_tuple},
+    bindings::{__sk_buff, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_tuple},
     cty::c_void,
-    helpers::{bpf_sk_fullsock, bpf_sk_release, generated::bpf_sk_storage_get, generated::bpf_skc_lookup_tcp},
+    helpers::{
+        bpf_map_lookup_elem, bpf_sk_fullsock, bpf_sk_release, generated::bpf_sk_storage_get,
+        generated::bpf_skc_lookup_tcp,
+    },
     programs::TcContext,
 };
-use ztunnel_common::capture::SocketTag;
+use ztunnel_common::{
+    capture::SocketTag,
+    listener::{FAMILY_V4, FAMILY_V6, ListenerKey, ROLE_OUTBOUND},
+};
 
 use crate::{
-    maps::SK_TAGS,
+    maps::{LISTENERS, POD, SK_TAGS},
     packet::{Family, Tcp},
 };
 
@@ -117,4 +123,30 @@ pub fn receiver_is_here(ctx: &TcContext, packet: &Tcp) -> bool {
     unsafe { bpf_sk_release(socket.cast()) };
     // A listener is no connection (and the lookup ran `pod_lookup`, which may have named one).
     state != TCP_LISTEN
+}
+
+/// Whether the pod's proxy listens for outgoing connections of this packet's family.
+///
+/// # Minimum kernel version
+/// 5.8 (looking up a sockhash from tc).
+#[inline(always)]
+pub fn proxy_listens(packet: &Tcp) -> bool {
+    let family = match packet.family {
+        Family::V4 => FAMILY_V4,
+        Family::V6 => FAMILY_V6,
+    };
+    let mut key = ListenerKey {
+        netns_cookie: POD.load(),
+        role: ROLE_OUTBOUND,
+        family,
+    };
+    let map: *mut c_void = (&raw const LISTENERS).cast_mut().cast();
+    // SAFETY: the map is a sockhash keyed by ListenerKey.
+    let socket = unsafe { bpf_map_lookup_elem(map, (&raw mut key).cast()) };
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: releases the reference that the lookup took.
+    unsafe { bpf_sk_release(socket) };
+    true
 }

@@ -145,6 +145,17 @@ pub enum ResponseFlags {
 }
 
 impl ResponseFlags {
+    /// All values, in the order of their declaration.
+    pub const ALL: [Self; 7] = [
+        Self::None,
+        Self::Deny,
+        Self::Connect,
+        Self::TlsFailure,
+        Self::H2HandshakeFailure,
+        Self::NetworkPolicy,
+        Self::IdentityError,
+    ];
+
     /// The label value.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -274,6 +285,13 @@ mod tests {
         );
         let closed = CloseReason::ConnectFailed.with("refused").on_tunnel_port();
         assert_eq!(closed.response_flags(), ResponseFlags::Connect);
+    }
+
+    #[test]
+    fn response_flags_stand_at_their_own_index() {
+        for (index, flags) in ResponseFlags::ALL.into_iter().enumerate() {
+            assert_eq!(flags as usize, index);
+        }
     }
 
     #[test]

@@ -1,1 +1,191 @@
-//! (being written)
+//! One node: builds the parts in order, keeps them fed, and takes them down in order. It decides when things
+//! happen; what happens to a connection is decided on its path.
+//!
+//! Two runtimes: this thread runs control (mesh file, enrolment, certificates, administration), the workers run
+//! connections. Neither waits for the other.
+
+mod dump;
+mod feed;
+mod pods;
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use tokio::{net::TcpListener, runtime, sync::Notify};
+
+pub use pods::Pods;
+
+use crate::{
+    admin::{self, Admin, Readiness},
+    bpf::{Host, Kernel, Tables, TcMode},
+    config::Settings,
+    drain,
+    identity::{CaClientConfig, SecretStore, SystemClock},
+    meshfile::Options,
+    node,
+    source::{LiveMesh, file, watch},
+    telemetry::{Telemetry, log::LogHandle, metrics::KernelCounters},
+};
+
+/// How the kernel half is attached and whether it speaks.
+#[derive(Clone, Copy, Debug)]
+pub struct KernelOptions {
+    /// tcx or clsact.
+    pub tc: TcMode,
+    /// Log its decisions.
+    pub debug: bool,
+}
+
+/// How long the last log lines may take to leave.
+const LOG_FLUSH: Duration = Duration::from_secs(1);
+
+/// Runs the node until it is told to stop.
+///
+/// # Errors
+/// Whatever keeps it from starting, with what to do about it.
+pub fn run(settings: Settings, kernel: KernelOptions, log: &LogHandle) -> Result<()> {
+    let workers = runtime::Builder::new_multi_thread()
+        .worker_threads(settings.workers)
+        .thread_name("ztunnel-worker")
+        .enable_all()
+        .build()
+        .context("starting the workers")?;
+    let control =
+        runtime::Builder::new_current_thread().enable_all().build().context("starting the control thread")?;
+    let ran = control.block_on(serve(settings, kernel, log, workers.handle()));
+    // Connections were drained; what is left is cut.
+    workers.shutdown_timeout(Duration::from_millis(200));
+    log.flush(LOG_FLUSH);
+    ran
+}
+
+async fn serve(
+    settings: Settings,
+    kernel_options: KernelOptions,
+    log: &LogHandle,
+    workers: &runtime::Handle,
+) -> Result<()> {
+    let host = Host::probe(&settings.bpf_dir)?;
+    std::fs::create_dir_all(&settings.run_dir)
+        .with_context(|| format!("making the run directory {}", settings.run_dir.display()))?;
+    let telemetry = Telemetry::new(env!("CARGO_PKG_VERSION"));
+    telemetry.watch_log(log.clone());
+    telemetry.watch_runtime("workers", workers);
+
+    let changes = watch::watch_file(&settings.mesh_file);
+    let options = Options { cluster_id: settings.cluster_id.clone() };
+    let first = file::read(&settings.mesh_file, &options)?;
+    feed::warn_about(&settings.mesh_file, &first);
+    let mesh = LiveMesh::new(first.snapshot());
+    telemetry.mesh_replaced(mesh.generation());
+
+    let kernel = Kernel::open(&settings.bpf_dir, kernel_options.tc, kernel_options.debug)?;
+    telemetry.watch_kernel(Arc::new(Counted(Arc::clone(kernel.tables()))));
+    let secrets = SecretStore::new(ca_config(&settings), Arc::new(SystemClock))?;
+
+    let readiness = Readiness::new();
+    let certificates = readiness.wait_for("certificates from the CA");
+    let pods_restored = readiness.wait_for("pods enrolled earlier");
+    let stop = Arc::new(Notify::new());
+    let pods = Pods::new(
+        settings.clone(),
+        Arc::new(kernel),
+        Arc::clone(&mesh),
+        Arc::clone(&secrets),
+        Arc::clone(&telemetry),
+        workers.clone(),
+    )?;
+    let (edges, edge_drain) = drain::channel();
+    serve_edges(&settings, log, &pods, &readiness, &telemetry, &stop, &edge_drain).await?;
+
+    tracing::info!(
+        node = settings.node.as_str(),
+        kernel = host.kernel,
+        tc = if host.tcx { "tcx" } else { "clsact" },
+        workers = settings.workers,
+        version = env!("CARGO_PKG_VERSION"),
+        "starting"
+    );
+    pods.restore().await;
+    pods_restored.done();
+    tokio::spawn(feed::certificates_ready(
+        settings.node.clone(),
+        Arc::clone(&mesh),
+        Arc::clone(&secrets),
+        certificates,
+    ));
+    let control = node::serve_control(&settings.run_dir, |request| pods.answer(request));
+    let fed = feed::follow(changes, &settings, &options, &mesh, &secrets, &telemetry, &pods);
+    let swept = pods.sweep();
+    tokio::select! {
+        failed = control => failed.context("the control socket")?,
+        () = fed => {}
+        () = swept => {}
+        signal = stopped(&stop) => tracing::info!(signal, "stopping: no new connections; open ones may finish"),
+    }
+    let _draining = readiness.wait_for("draining");
+    pods.drain(settings.drain).await;
+    tracing::info!("stopped; enrolled pods stay captured and are refused until a node runs here again");
+    let _ = edges.start(drain::Mode::Immediate, Duration::ZERO).await;
+    Ok(())
+}
+
+fn ca_config(settings: &Settings) -> CaClientConfig {
+    let mut config =
+        CaClientConfig::new(settings.ca_address.clone(), settings.ca_root.clone(), settings.token_file.clone());
+    config.cluster_id = settings.cluster_id.to_string();
+    config.ttl = settings.certificate_ttl;
+    config
+}
+
+/// The three small servers for people and scrapers.
+async fn serve_edges(
+    settings: &Settings,
+    log: &LogHandle,
+    pods: &Pods,
+    readiness: &Readiness,
+    telemetry: &Arc<Telemetry>,
+    stop: &Arc<Notify>,
+    drain: &drain::Watch,
+) -> Result<()> {
+    let ready = listen(settings.ready).await?;
+    let metrics = listen(settings.metrics).await?;
+    let administration = listen(settings.admin).await?;
+    tokio::spawn(admin::serve_ready(ready, readiness.clone(), drain.clone()));
+    tokio::spawn(admin::serve_metrics(metrics, Arc::clone(telemetry), drain.clone()));
+    let admin = Admin { dump: Arc::new(pods.clone()), log: log.clone(), shutdown: Arc::clone(stop) };
+    tokio::spawn(admin::serve_admin(administration, admin, drain.clone()));
+    Ok(())
+}
+
+async fn listen(address: std::net::SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listening on {address}; if another node runs here, give this one other ports"))
+}
+
+/// Waits for SIGTERM, SIGINT or `/quitquitquit`; says which.
+async fn stopped(stop: &Notify) -> &'static str {
+    use tokio::signal::unix::{SignalKind, signal};
+    let wait = |kind| async move {
+        match signal(kind) {
+            Ok(mut signal) => {
+                signal.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = wait(SignalKind::terminate()) => "SIGTERM",
+        () = wait(SignalKind::interrupt()) => "SIGINT",
+        () = stop.notified() => "quitquitquit",
+    }
+}
+
+struct Counted(Arc<Tables>);
+
+impl KernelCounters for Counted {
+    fn read(&self) -> Vec<(&'static str, u64)> {
+        self.0.counters()
+    }
+}

@@ -65,9 +65,16 @@ impl PodLinks {
         pins: PathBuf,
         mode: TcMode,
     ) -> Result<Self, BpfError> {
-        std::fs::create_dir_all(&pins)
-            .map_err(|source| BpfError::PinDirectory { path: pins.clone(), source })?;
-        let mut this = Self { object, pins, devices: BTreeSet::new(), links: mode.uses_links() };
+        std::fs::create_dir_all(&pins).map_err(|source| BpfError::PinDirectory {
+            path: pins.clone(),
+            source,
+        })?;
+        let mut this = Self {
+            object,
+            pins,
+            devices: BTreeSet::new(),
+            links: mode.uses_links(),
+        };
         let attached = this.attach_all(netns);
         if let Err(error) = attached {
             this.detach();
@@ -94,7 +101,7 @@ impl PodLinks {
     pub fn follow_devices(&mut self) -> Result<usize, BpfError> {
         let present = devices().map_err(BpfError::Devices)?;
         for gone in self.devices.difference(&present) {
-            let _ = std::fs::remove_file(self.pins.join(format!("{EGRESS}-{gone}")));
+            let _ = std::fs::remove_file(self.pins.join(pin_name(EGRESS, gone)));
         }
         self.devices.retain(|device| present.contains(device));
         let new: Vec<String> = present.difference(&self.devices).cloned().collect();
@@ -119,20 +126,28 @@ impl PodLinks {
 
     fn attach_lookup(&mut self, netns: BorrowedFd<'_>) -> Result<(), BpfError> {
         let program: &mut SkLookup = program(&mut self.object, LOOKUP)?;
-        program.load().map_err(|source| step("the kernel refused", LOOKUP, source))?;
-        let id = program.attach(netns).map_err(|source| step("attaching", LOOKUP, source))?;
-        let link = program.take_link(id).map_err(|source| step("attaching", LOOKUP, source))?;
+        program
+            .load()
+            .map_err(|source| step("the kernel refused", LOOKUP, source))?;
+        let id = program
+            .attach(netns)
+            .map_err(|source| step("attaching", LOOKUP, source))?;
+        let link = program
+            .take_link(id)
+            .map_err(|source| step("attaching", LOOKUP, source))?;
         pin(FdLink::from(link), &self.pins.join(LOOKUP))
     }
 
     fn load_tc(&mut self, name: &'static str) -> Result<(), BpfError> {
         let program: &mut SchedClassifier = program(&mut self.object, name)?;
-        program.load().map_err(|source| step("the kernel refused", name, source))
+        program
+            .load()
+            .map_err(|source| step("the kernel refused", name, source))
     }
 
     fn attach_tc(&mut self, name: &'static str, device: &str, at: TcAttachType) -> Result<(), BpfError> {
         let links = self.links;
-        let pin_path = self.pins.join(format!("{name}-{device}"));
+        let pin_path = self.pins.join(pin_name(name, device));
         let program: &mut SchedClassifier = program(&mut self.object, name)?;
         if !links {
             return attach_filter(program, name, device, at);
@@ -141,11 +156,20 @@ impl PodLinks {
         let id = program
             .attach_with_options(device, at, options)
             .map_err(|source| step("attaching", name, source))?;
-        let link = program.take_link(id).map_err(|source| step("attaching", name, source))?;
-        let link = FdLink::try_from(link)
-            .map_err(|source| BpfError::PinLink { path: pin_path.clone(), source: source.into() })?;
+        let link = program
+            .take_link(id)
+            .map_err(|source| step("attaching", name, source))?;
+        let link = FdLink::try_from(link).map_err(|source| BpfError::PinLink {
+            path: pin_path.clone(),
+            source: source.into(),
+        })?;
         pin(link, &pin_path)
     }
+}
+
+/// File name of a link's pin. A bpf file system refuses dots, which device names may have (`eth0.7`).
+fn pin_name(program: &str, device: &str) -> String {
+    format!("{program}-{}", device.replace('.', "%2e"))
 }
 
 /// A clsact filter with our fixed priority and handle. One that is there already is an earlier process's, running
@@ -158,11 +182,20 @@ fn attach_filter(
 ) -> Result<(), BpfError> {
     // Fails where the qdisc is there already, which is as good.
     let _ = tc::qdisc_add_clsact(device);
-    let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
+    let options = NlOptions {
+        priority: CLSACT_PRIORITY,
+        handle: CLSACT_HANDLE,
+        classid: None,
+    };
     match program.attach_with_options(device, at, TcAttachOptions::Netlink(options)) {
         Ok(id) => {
-            let link = program.take_link(id).map_err(|source| step("attaching", name, source))?;
-            #[expect(clippy::mem_forget, reason = "dropping the handle would take the filter off the device")]
+            let link = program
+                .take_link(id)
+                .map_err(|source| step("attaching", name, source))?;
+            #[expect(
+                clippy::mem_forget,
+                reason = "dropping the handle would take the filter off the device"
+            )]
             std::mem::forget(link);
             Ok(())
         }
@@ -181,10 +214,8 @@ fn pin(link: FdLink, path: &Path) -> Result<(), BpfError> {
         path: path.to_owned(),
         source,
     };
-    let fresh = path.with_file_name(format!(
-        "{}.new",
-        path.file_name().unwrap_or_default().to_string_lossy()
-    ));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let fresh = path.with_file_name(format!("new-{name}"));
     let _ = std::fs::remove_file(&fresh);
     let pinned: PinnedLink = link.pin(&fresh).map_err(|source| failed(source.into()))?;
     std::fs::rename(&fresh, path).map_err(|source| failed(source.into()))?;
@@ -216,10 +247,15 @@ where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
     let program = object.program_mut(name).ok_or(BpfError::Missing(name))?;
-    program.try_into().map_err(|source| step("the object's kind is wrong:", name, source))
+    program
+        .try_into()
+        .map_err(|source| step("the object's kind is wrong:", name, source))
 }
 
 fn step(step: &'static str, program: &'static str, source: ProgramError) -> BpfError {
-    BpfError::Program { step, program, source: Box::new(source) }
+    BpfError::Program {
+        step,
+        program,
+        source: Box::new(source),
+    }
 }
-

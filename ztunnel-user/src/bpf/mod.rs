@@ -33,7 +33,9 @@ pub struct Kernel {
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
     /// The pin directory cannot be made.
-    #[error("cannot make the pin directory {path} (is a bpf file system mounted there? `mount -t bpf bpf /sys/fs/bpf`)")]
+    #[error(
+        "cannot make the pin directory {path} (is a bpf file system mounted there? `mount -t bpf bpf /sys/fs/bpf`)"
+    )]
     PinDirectory {
         /// The directory.
         path: PathBuf,
@@ -101,7 +103,12 @@ impl Kernel {
             object::forward_logs(&mut object);
         }
         let tables = Arc::new(Tables::take(&mut object)?);
-        Ok(Self { pins, tc_mode, log_level, tables })
+        Ok(Self {
+            pins,
+            tc_mode,
+            log_level,
+            tables,
+        })
     }
 
     /// The maps.
@@ -117,7 +124,12 @@ impl Kernel {
     /// [`BpfError`]; what was attached before the failure is detached again.
     pub fn attach(&self, netns: std::os::fd::BorrowedFd<'_>, cookie: u64) -> Result<PodLinks, BpfError> {
         let object = object::load(&self.pins, cookie, self.log_level)?;
-        PodLinks::attach(object, netns, self.pins.join("links").join(format!("{cookie:x}")), self.tc_mode)
+        PodLinks::attach(
+            object,
+            netns,
+            self.pins.join("links").join(format!("{cookie:x}")),
+            self.tc_mode,
+        )
     }
 
     /// Removes the pins of a pod whose namespace is gone.

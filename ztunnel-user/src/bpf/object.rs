@@ -10,7 +10,15 @@ use super::BpfError;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ztunnel-ebpf"));
 
 /// Every map, by its name in the object. aya-log's ring buffer is shared by all pods too.
-const MAPS: [&str; 7] = ["pods", "pod_ips", "listeners", "app_dials", "sk_tags", "counters", "AYA_LOGS"];
+const MAPS: [&str; 7] = [
+    "pods",
+    "pod_ips",
+    "listeners",
+    "app_dials",
+    "sk_tags",
+    "counters",
+    "AYA_LOGS",
+];
 
 /// aya-log level that leaves no log call in the program.
 pub(super) const LOG_OFF: u8 = 0;

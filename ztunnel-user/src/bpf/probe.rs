@@ -54,7 +54,10 @@ impl Host {
     /// # Errors
     /// [`HostProblem`]: the first thing that makes enrolment impossible.
     pub fn probe(bpf_dir: &Path) -> Result<Self, HostProblem> {
-        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
         let version = running_kernel();
         if version < OLDEST {
             return Err(HostProblem::Kernel { found: kernel });
@@ -62,11 +65,18 @@ impl Host {
         if !nix::unistd::geteuid().is_root() {
             return Err(HostProblem::NotPermitted);
         }
-        let existing = bpf_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-        let on_bpffs = nix::sys::statfs::statfs(existing).is_ok_and(|fs| fs.filesystem_type().0 == BPF_FS_MAGIC);
+        let existing = bpf_dir
+            .ancestors()
+            .find(|path| path.exists())
+            .unwrap_or(Path::new("/"));
+        let on_bpffs =
+            nix::sys::statfs::statfs(existing).is_ok_and(|fs| fs.filesystem_type().0 == BPF_FS_MAGIC);
         if !on_bpffs {
             return Err(HostProblem::NoBpfFs(bpf_dir.to_owned()));
         }
-        Ok(Self { kernel, tcx: version >= TCX })
+        Ok(Self {
+            kernel,
+            tcx: version >= TCX,
+        })
     }
 }

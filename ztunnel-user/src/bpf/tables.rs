@@ -41,7 +41,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn failed(map: &'static str, step: &'static str) -> impl Fn(MapError) -> BpfError {
-    move |source| BpfError::Map { map, step, source: Box::new(source) }
+    move |source| BpfError::Map {
+        map,
+        step,
+        source: Box::new(source),
+    }
 }
 
 impl Tables {
@@ -65,7 +69,9 @@ impl Tables {
     /// # Errors
     /// The map is full (4096 pods) or gone.
     pub fn set_pod(&self, cookie: u64, record: PodRecord) -> Result<(), BpfError> {
-        lock(&self.pods).insert(cookie, record, 0).map_err(failed("pods", "insert"))
+        lock(&self.pods)
+            .insert(cookie, record, 0)
+            .map_err(failed("pods", "insert"))
     }
 
     /// The record of a pod, if there is one.
@@ -77,8 +83,11 @@ impl Tables {
     pub fn remove_pod(&self, cookie: u64) {
         let _ = lock(&self.pods).remove(&cookie);
         let mut pod_ips = lock(&self.pod_ips);
-        let own: Vec<PodIp> =
-            pod_ips.keys().filter_map(Result::ok).filter(|key| key.netns_cookie == cookie).collect();
+        let own: Vec<PodIp> = pod_ips
+            .keys()
+            .filter_map(Result::ok)
+            .filter(|key| key.netns_cookie == cookie)
+            .collect();
         for key in own {
             let _ = pod_ips.remove(&key);
         }
@@ -89,16 +98,20 @@ impl Tables {
     /// # Errors
     /// The map is full (16384 addresses) or gone.
     pub fn add_pod_ip(&self, cookie: u64, ip: IpAddr) -> Result<(), BpfError> {
-        let key = PodIp { netns_cookie: cookie, ip: ip.into() };
-        lock(&self.pod_ips).insert(key, 1, 0).map_err(failed("pod_ips", "insert"))
+        let key = PodIp {
+            netns_cookie: cookie,
+            ip: ip.into(),
+        };
+        lock(&self.pod_ips)
+            .insert(key, 1, 0)
+            .map_err(failed("pod_ips", "insert"))
     }
 
-    /// Makes a listening socket the one that takes the role's connections of a pod, in place of any other.
+    /// Makes a listening socket the one that takes a pod's connections of a role and family, in place of any other.
     ///
     /// # Errors
     /// The socket is not listening, or the map is full.
-    pub fn set_listener(&self, cookie: u64, role: u32, socket: BorrowedFd<'_>) -> Result<(), BpfError> {
-        let key = ListenerKey { netns_cookie: cookie, role, pad: 0 };
+    pub fn set_listener(&self, key: ListenerKey, socket: BorrowedFd<'_>) -> Result<(), BpfError> {
         lock(&self.listeners)
             .insert(key, socket.as_raw_fd(), 0)
             .map_err(failed("listeners", "insert"))
@@ -132,8 +145,13 @@ impl Tables {
             dst_port: to.port().to_be_bytes(),
             pad: 0,
         };
-        lock(&self.app_dials).insert(key, 1, 0).map_err(failed("app_dials", "insert"))?;
-        Ok(AppDialGuard { tables: Arc::clone(self), key })
+        lock(&self.app_dials)
+            .insert(key, 1, 0)
+            .map_err(failed("app_dials", "insert"))?;
+        Ok(AppDialGuard {
+            tables: Arc::clone(self),
+            key,
+        })
     }
 
     /// What the kernel half did, by word, summed over the CPUs.
@@ -141,7 +159,10 @@ impl Tables {
         counter::ALL
             .iter()
             .map(|&(index, word)| {
-                let sum = self.counters.get(&index, 0).map_or(0, |values| values.iter().sum());
+                let sum = self
+                    .counters
+                    .get(&index, 0)
+                    .map_or(0, |values| values.iter().sum());
                 (word, sum)
             })
             .collect()

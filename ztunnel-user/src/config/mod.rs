@@ -1,1 +1,60 @@
-//! (being written)
+//! The settings of a node, complete and checked. Nothing here reads a flag or the environment; `cli` does.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use crate::mesh::{ClusterId, NodeName};
+
+/// Readiness, on every address.
+pub const READY_PORT: u16 = 15021;
+/// Prometheus, on every address.
+pub const METRICS_PORT: u16 = 15020;
+/// Administration, on the loopback address only.
+pub const ADMIN_PORT: u16 = 15000;
+
+/// Everything `ztunnel run` needs to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node's name, as the mesh file places workloads.
+    pub node: NodeName,
+    /// The mesh file.
+    pub mesh_file: PathBuf,
+    /// The cluster of workloads that name none.
+    pub cluster_id: ClusterId,
+    /// The authority's `host:port`.
+    pub ca_address: String,
+    /// PEM file of the roots the authority's own certificate must be under.
+    pub ca_root: PathBuf,
+    /// File with this node's token.
+    pub token_file: PathBuf,
+    /// Validity asked for; the authority may give less.
+    pub certificate_ttl: Duration,
+    /// Control socket and records of enrolled pods.
+    pub run_dir: PathBuf,
+    /// Pins of programs and maps.
+    pub bpf_dir: PathBuf,
+    /// Where readiness is answered.
+    pub ready: SocketAddr,
+    /// Where metrics are answered.
+    pub metrics: SocketAddr,
+    /// Where the administrator is answered.
+    pub admin: SocketAddr,
+    /// How long open connections may go on after the order to stop.
+    pub drain: Duration,
+    /// Threads that carry connections.
+    pub workers: usize,
+}
+
+/// Threads to carry connections with where none are asked for: a quarter of the processors, at least two.
+pub fn default_workers(processors: usize) -> usize {
+    processors.div_ceil(4).max(2)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_quarter_of_the_processors_carries_connections_but_never_less_than_two() {
+        for (processors, workers) in [(1, 2), (2, 2), (8, 2), (9, 3), (64, 16)] {
+            assert_eq!(super::default_workers(processors), workers, "{processors} processors");
+        }
+    }
+}

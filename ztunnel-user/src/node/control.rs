@@ -81,10 +81,16 @@ fn socket_path(run_dir: &Path) -> PathBuf {
 /// [`ControlError`] if there is no answer; a refusal is an answer.
 pub async fn ask(run_dir: &Path, request: &Request) -> Result<Answer, ControlError> {
     let path = socket_path(run_dir);
-    let no_answer = |reason: String| ControlError::NoAnswer { path: path.clone(), reason };
+    let no_answer = |reason: String| ControlError::NoAnswer {
+        path: path.clone(),
+        reason,
+    };
     let mut stream = UnixStream::connect(&path)
         .await
-        .map_err(|source| ControlError::NoAgent { path: path.clone(), source })?;
+        .map_err(|source| ControlError::NoAgent {
+            path: path.clone(),
+            source,
+        })?;
     let mut line = serde_json::to_vec(request).map_err(|error| no_answer(error.to_string()))?;
     line.push(b'\n');
     let exchange = async {
@@ -111,7 +117,10 @@ where
     if UnixStream::connect(&path).await.is_ok() {
         return Err(io::Error::new(
             io::ErrorKind::AddrInUse,
-            format!("another agent answers at {}; give each its own --run-dir", path.display()),
+            format!(
+                "another agent answers at {}; give each its own --run-dir",
+                path.display()
+            ),
         ));
     }
     let _ = std::fs::remove_file(&path);
@@ -140,7 +149,10 @@ async fn read_line(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
     reader.read_until(b'\n', &mut line).await?;
     if line.pop() != Some(b'\n') {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the line has no end"));
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the line has no end",
+        ));
     }
     Ok(line)
 }

@@ -8,5 +8,5 @@ mod record;
 
 pub use control::{Answer, ControlError, Request, ask, serve as serve_control};
 pub use netns::{Netns, NetnsError};
-pub use plumbing::{PlumbingError, local_addresses, lay, take_up};
+pub use plumbing::{PlumbingError, lay, local_addresses, take_up};
 pub use record::{PodName, Record, Records};

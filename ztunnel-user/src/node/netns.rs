@@ -64,7 +64,10 @@ impl Netns {
     /// # Errors
     /// [`NetnsError`]: no such file, another kind of file, or the namespace this process runs in.
     pub fn open(path: &Path) -> Result<Self, NetnsError> {
-        let opening = |source| NetnsError::Open { path: path.to_owned(), source };
+        let opening = |source| NetnsError::Open {
+            path: path.to_owned(),
+            source,
+        };
         let file = File::open(path).map_err(opening)?;
         let own = File::open(OWN).map_err(opening)?;
         let inode = inode_of(&file).map_err(opening)?;
@@ -75,10 +78,19 @@ impl Netns {
         if inode == own_inode {
             return Err(NetnsError::Own(path.to_owned()));
         }
-        let mut this = Self { file, path: path.to_owned(), inode, cookie: 0, own };
+        let mut this = Self {
+            file,
+            path: path.to_owned(),
+            inode,
+            cookie: 0,
+            own,
+        };
         let entered = this.enter(cookie_of_this_thread);
         let cookie = entered.and_then(|cookie| cookie);
-        this.cookie = cookie.map_err(|source| NetnsError::Enter { path: path.to_owned(), source })?;
+        this.cookie = cookie.map_err(|source| NetnsError::Enter {
+            path: path.to_owned(),
+            source,
+        })?;
         Ok(this)
     }
 
@@ -95,7 +107,9 @@ impl Netns {
     /// Whether the path still leads to this namespace. When it does not, the pod is gone: what we hold open
     /// would otherwise keep the namespace alive for ever.
     pub fn is_current(&self) -> bool {
-        File::open(&self.path).and_then(|file| inode_of(&file)).is_ok_and(|now| now == self.inode)
+        File::open(&self.path)
+            .and_then(|file| inode_of(&file))
+            .is_ok_and(|now| now == self.inode)
     }
 
     /// Runs `work` with the calling thread in the namespace. `work` must not wait for other tasks: the thread
@@ -149,5 +163,9 @@ fn cookie_of_this_thread() -> io::Result<u64> {
             &raw mut len,
         )
     };
-    if failed == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+    if failed == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -64,11 +64,18 @@ pub enum PlumbingError {
 pub async fn lay(netns: &Netns, addresses: &[IpAddr]) -> Result<(), PlumbingError> {
     netns.enter(write_settings).map_err(PlumbingError::Open)??;
     let handle = open(netns)?;
-    let up = handle.link().set(LinkUnspec::new_with_index(LO).up().build()).execute().await;
+    let up = handle
+        .link()
+        .set(LinkUnspec::new_with_index(LO).up().build())
+        .execute()
+        .await;
     accept(up, "bringing lo up")?;
     for family in Family::of(addresses) {
-        accept(add_rule(&handle).await, "adding the ip rule")?;
-        accept(handle.route().add(family.route()).execute().await, "adding the local route")?;
+        accept(add_rule(&handle, &family).await, "adding the ip rule")?;
+        accept(
+            handle.route().add(family.route()).execute().await,
+            "adding the local route",
+        )?;
     }
     Ok(())
 }
@@ -85,7 +92,10 @@ pub async fn take_up(netns: &Netns, addresses: &[IpAddr]) -> Result<(), Plumbing
             Family::V6(_) => rule(&handle).v6().message_mut().clone(),
         };
         accept(handle.rule().del(rule).execute().await, "removing the ip rule")?;
-        accept(handle.route().del(family.route()).execute().await, "removing the local route")?;
+        accept(
+            handle.route().del(family.route()).execute().await,
+            "removing the local route",
+        )?;
     }
     Ok(())
 }
@@ -116,8 +126,12 @@ enum Family {
 
 impl Family {
     fn of(addresses: &[IpAddr]) -> Vec<Self> {
-        let v4 = addresses.iter().find_map(|ip| if let IpAddr::V4(v4) = ip { Some(*v4) } else { None });
-        let v6 = addresses.iter().find_map(|ip| if let IpAddr::V6(v6) = ip { Some(*v6) } else { None });
+        let v4 = addresses
+            .iter()
+            .find_map(|ip| if let IpAddr::V4(v4) = ip { Some(*v4) } else { None });
+        let v6 = addresses
+            .iter()
+            .find_map(|ip| if let IpAddr::V6(v6) = ip { Some(*v6) } else { None });
         v4.map(Self::V4).into_iter().chain(v6.map(Self::V6)).collect()
     }
 
@@ -166,7 +180,10 @@ fn rule(handle: &Handle) -> rtnetlink::RuleAddRequest {
         .fw_mark(mark::STEER)
         .table_id(mark::ROUTE_TABLE)
         .action(RuleAction::ToTable);
-    request.message_mut().attributes.push(RuleAttribute::FwMask(mark::STEER_MASK));
+    request
+        .message_mut()
+        .attributes
+        .push(RuleAttribute::FwMask(mark::STEER_MASK));
     request
 }
 
@@ -185,6 +202,9 @@ fn accept(result: Result<(), rtnetlink::Error>, step: &'static str) -> Result<()
         {
             Ok(())
         }
-        other => other.map_err(|source| PlumbingError::Netlink { step, source: Box::new(source) }),
+        other => other.map_err(|source| PlumbingError::Netlink {
+            step,
+            source: Box::new(source),
+        }),
     }
 }

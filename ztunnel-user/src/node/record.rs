@@ -43,7 +43,10 @@ impl FromStr for PodName {
         if !fits(namespace) || !fits(name) {
             return Err(usage());
         }
-        Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+        Ok(Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        })
     }
 }
 
@@ -152,7 +155,9 @@ mod tests {
     fn a_pod_name_is_namespace_slash_name() {
         let pod: PodName = "default/sleep-1.x".parse().unwrap();
         assert_eq!((pod.namespace(), pod.name()), ("default", "sleep-1.x"));
-        for bad in ["sleep", "/sleep", "default/", "a/b/c", "a/..", "a/B", "a/b_c", "../x/y"] {
+        for bad in [
+            "sleep", "/sleep", "default/", "a/b/c", "a/..", "a/B", "a/b_c", "../x/y",
+        ] {
             assert!(bad.parse::<PodName>().is_err(), "{bad}");
         }
     }
@@ -161,8 +166,11 @@ mod tests {
     fn records_survive_and_a_broken_one_does_not_hide_the_others() {
         let dir = tempfile::tempdir().unwrap();
         let records = Records::open(dir.path()).unwrap();
-        let record =
-            Record { pod: "a/b".parse().unwrap(), netns: "/run/netns/x".into(), cookie: u64::MAX };
+        let record = Record {
+            pod: "a/b".parse().unwrap(),
+            netns: "/run/netns/x".into(),
+            cookie: u64::MAX,
+        };
         records.write(&record).unwrap();
         std::fs::write(dir.path().join("pods/c_d.json"), "{").unwrap();
         assert_eq!(records.all(), [record.clone()]);

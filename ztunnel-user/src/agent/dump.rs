@@ -1,0 +1,88 @@
+//! What this node tells `/config_dump`.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::Pods;
+use crate::{
+    admin::{DumpSource, OpenConnection, OpenConnections, WorkloadInfo, WorkloadPhase, WorkloadState},
+    identity::CertificateInfo,
+    mesh::{Snapshot, Uid, Workload},
+    node::PodName,
+    proxy::Pod,
+    telemetry::Direction,
+};
+
+impl DumpSource for Pods {
+    fn mesh(&self) -> Arc<Snapshot> {
+        self.parts().1.load()
+    }
+
+    fn workload_states(&self) -> BTreeMap<Uid, WorkloadState> {
+        let snapshot = self.mesh();
+        let find = |name: &PodName| snapshot.workload_named(name.namespace(), name.name());
+        let served = self.each(|name, pod| {
+            find(name).map(|workload| state(workload, WorkloadPhase::Up, connections(pod)))
+        });
+        let pending = self.pending().into_iter().map(|name| {
+            find(&name).map(|workload| state(workload, WorkloadPhase::Pending, OpenConnections::default()))
+        });
+        served.into_iter().chain(pending).flatten().collect()
+    }
+
+    fn certificates(&self) -> Vec<CertificateInfo> {
+        self.parts().2.dump()
+    }
+
+    fn config(&self) -> serde_json::Value {
+        let settings = self.parts().0;
+        serde_json::json!({
+            "localNode": settings.node,
+            "clusterId": settings.cluster_id,
+            "caAddress": settings.ca_address,
+            "localXdsPath": settings.mesh_file,
+            "runDir": settings.run_dir,
+            "bpfDir": settings.bpf_dir,
+            "readinessAddr": settings.ready,
+            "statsAddr": settings.metrics,
+            "adminAddr": settings.admin,
+            "numWorkerThreads": settings.workers,
+            "selfTerminationDeadline": { "secs": settings.drain.as_secs(), "nanos": settings.drain.subsec_nanos() },
+            "meshGeneration": self.parts().1.generation(),
+        })
+    }
+
+    fn static_config(&self) -> serde_json::Value {
+        serde_json::json!({ "localXdsPath": self.parts().0.mesh_file })
+    }
+
+    fn version(&self) -> String {
+        env!("CARGO_PKG_VERSION").to_owned()
+    }
+}
+
+fn state(workload: &Workload, state: WorkloadPhase, connections: OpenConnections) -> (Uid, WorkloadState) {
+    let info = WorkloadInfo {
+        name: Arc::clone(&workload.name),
+        namespace: workload.namespace.clone(),
+        trust_domain: workload.trust_domain.clone(),
+        service_account: workload.service_account.clone(),
+    };
+    (workload.uid.clone(), WorkloadState { state, connections, info })
+}
+
+fn connections(pod: &Pod) -> OpenConnections {
+    let mut open = OpenConnections::default();
+    for listed in pod.connections().all() {
+        let list = match listed.direction {
+            Direction::Inbound => &mut open.inbound,
+            Direction::Outbound => &mut open.outbound,
+        };
+        list.push(OpenConnection {
+            src: listed.src.to_string(),
+            original_dst: listed.original_dst,
+            actual_dst: listed.actual_dst.to_string(),
+            protocol: listed.protocol,
+        });
+    }
+    open
+}

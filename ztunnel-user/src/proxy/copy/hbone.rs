@@ -1,0 +1,90 @@
+//! A stream in a tunnel as an end of a relay.
+
+use std::task::{Context, Poll, ready};
+
+use super::Loss;
+use super::carry::Carry;
+use super::side::{Gone, SideIo};
+use crate::hbone::{HboneStream, StreamEnd};
+
+/// Most bytes gathered from frames that have arrived before they are written on together.
+const GATHER: usize = 256 << 10;
+
+pub(super) struct HboneSide {
+    stream: HboneStream,
+    gone: bool,
+}
+
+impl HboneSide {
+    pub(super) fn new(stream: HboneStream) -> Self {
+        Self { stream, gone: false }
+    }
+
+    fn gone(&mut self, end: StreamEnd) -> Gone {
+        self.gone = true;
+        match end {
+            StreamEnd::Closed => Gone::Closed,
+            end @ (StreamEnd::Reset(_) | StreamEnd::Lost(_)) => Gone::Lost(Loss::Hbone(end)),
+        }
+    }
+}
+
+impl SideIo for HboneSide {
+    fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut Carry) -> Poll<Result<bool, Gone>> {
+        let (reader, _) = self.stream.split();
+        let mut read = match ready!(reader.poll_read(cx)) {
+            Ok(Some(data)) => data,
+            Ok(None) => return Poll::Ready(Ok(true)),
+            Err(end) => return Poll::Ready(Err(self.gone(end))),
+        };
+        loop {
+            into.push(read);
+            if into.len() >= GATHER {
+                return Poll::Ready(Ok(false));
+            }
+            match reader.poll_read(cx) {
+                Poll::Ready(Ok(Some(data))) => read = data,
+                // An end is reported again at the next call.
+                _ => return Poll::Ready(Ok(false)),
+            }
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, from: &mut Carry) -> Poll<Result<usize, Gone>> {
+        let (_, writer) = self.stream.split();
+        let room = match ready!(writer.poll_ready(cx, from.first_len())) {
+            Ok(room) => room,
+            Err(end) => return Poll::Ready(Err(self.gone(end))),
+        };
+        let data = from.take(room);
+        let count = data.len();
+        match writer.send(data, cx) {
+            Ok(()) => Poll::Ready(Ok(count)),
+            Err(end) => Poll::Ready(Err(self.gone(end))),
+        }
+    }
+
+    fn passed_on(&mut self, count: usize) {
+        self.stream.split().0.release(count);
+    }
+
+    fn finish(&mut self, cx: &mut Context<'_>) -> Result<(), Gone> {
+        let finished = self.stream.split().1.finish(cx);
+        finished.map_err(|end| self.gone(end))
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {
+        if self.gone {
+            return Poll::Pending;
+        }
+        let end = ready!(self.stream.split().1.poll_ended(cx));
+        Poll::Ready(self.gone(end))
+    }
+
+    fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.split().1.poll_flushed(cx)
+    }
+
+    /// The stream knows by itself whether it has ended.
+    fn complete(&mut self) {}
+}

@@ -1,0 +1,196 @@
+//! A socket as an end of a relay.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::Loss;
+use super::carry::Carry;
+use super::side::{Gone, SideIo};
+
+/// Sizes of the read buffer, bytes. A read that fills its buffer earns the next larger one.
+const SIZES: [usize; 4] = [1 << 10, 16 << 10, 64 << 10, 256 << 10];
+/// After so many reads in a row that the next smaller buffer could have taken, it is used again.
+const SMALL_READS: u8 = 8;
+
+type Watch<'s> = Pin<Box<dyn Future<Output = io::Result<tokio::io::Ready>> + Send + 's>>;
+
+enum ErrorWatch<'s> {
+    /// Nobody has asked yet: most connections never do.
+    Unused,
+    Waiting(Watch<'s>),
+    /// There was an error and it has been reported, here or by a read or write.
+    Over,
+}
+
+pub(super) struct TcpSide<'s> {
+    io: &'s TcpStream,
+    buffer: BytesMut,
+    size: usize,
+    small_reads: u8,
+    errors: ErrorWatch<'s>,
+    complete: bool,
+}
+
+impl<'s> TcpSide<'s> {
+    pub(super) fn new(io: &'s TcpStream) -> Self {
+        Self {
+            io,
+            buffer: BytesMut::new(),
+            size: 0,
+            small_reads: 0,
+            errors: ErrorWatch::Unused,
+            complete: false,
+        }
+    }
+
+    fn buffer_size(&self) -> usize {
+        SIZES.get(self.size).copied().unwrap_or(SIZES[0])
+    }
+
+    /// One read. A socket that gives less than was asked for is empty: saying so spares the system call that
+    /// would find out.
+    fn try_read(&mut self) -> io::Result<usize> {
+        let room = self.buffer.capacity();
+        let buffer = &mut self.buffer;
+        let mut short = None;
+        let result = self
+            .io
+            .try_io(Interest::READABLE, || match self.io.try_read_buf(buffer)? {
+                0 => Ok(0),
+                count if count < room => {
+                    short = Some(count);
+                    Err(io::ErrorKind::WouldBlock.into())
+                }
+                count => Ok(count),
+            });
+        short.map_or(result, Ok)
+    }
+
+    fn adapt(&mut self, count: usize) {
+        let smaller = self.size.checked_sub(1).and_then(|size| SIZES.get(size)).copied();
+        if count >= self.buffer_size() {
+            self.small_reads = 0;
+            self.size = (self.size + 1).min(SIZES.len() - 1);
+        } else if smaller.is_some_and(|smaller| count < smaller) {
+            self.small_reads += 1;
+            if self.small_reads >= SMALL_READS {
+                self.small_reads = 0;
+                self.size -= 1;
+            }
+        } else {
+            self.small_reads = 0;
+        }
+    }
+
+    fn try_write(&self, slices: &[io::IoSlice<'_>]) -> io::Result<usize> {
+        let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
+        let mut short = None;
+        let result = self.io.try_io(Interest::WRITABLE, || {
+            match self.io.try_write_vectored(slices)? {
+                count if (1..wanted).contains(&count) => {
+                    short = Some(count);
+                    Err(io::ErrorKind::WouldBlock.into())
+                }
+                count => Ok(count),
+            }
+        });
+        short.map_or(result, Ok)
+    }
+}
+
+fn lost(error: io::Error) -> Gone {
+    Gone::Lost(Loss::Tcp(error))
+}
+
+impl SideIo for TcpSide<'_> {
+    fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut Carry) -> Poll<Result<bool, Gone>> {
+        loop {
+            // Readiness first: a connection that waits holds no buffer worth mentioning.
+            match self.io.poll_read_ready(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(lost(error))),
+                Poll::Pending => {
+                    if self.buffer.capacity() > SIZES[0] {
+                        self.buffer = BytesMut::new();
+                    }
+                    return Poll::Pending;
+                }
+            }
+            let size = self.buffer_size();
+            if self.buffer.capacity() < size.div_ceil(4) {
+                self.buffer.reserve(size);
+            }
+            match self.try_read() {
+                Ok(0) => return Poll::Ready(Ok(true)),
+                Ok(count) => {
+                    self.adapt(count);
+                    into.push(self.buffer.split().freeze());
+                    return Poll::Ready(Ok(false));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Poll::Ready(Err(lost(error))),
+            }
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, from: &mut Carry) -> Poll<Result<usize, Gone>> {
+        loop {
+            ready!(self.io.poll_write_ready(cx)).map_err(lost)?;
+            match from.write_with(|slices| self.try_write(slices)) {
+                Ok(count) => return Poll::Ready(Ok(count)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Poll::Ready(Err(lost(error))),
+            }
+        }
+    }
+
+    fn passed_on(&mut self, _count: usize) {}
+
+    fn finish(&mut self, _cx: &mut Context<'_>) -> Result<(), Gone> {
+        socket2::SockRef::from(self.io)
+            .shutdown(std::net::Shutdown::Write)
+            .map_err(lost)
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {
+        if matches!(self.errors, ErrorWatch::Unused) {
+            self.errors = ErrorWatch::Waiting(Box::pin(self.io.ready(Interest::ERROR)));
+        }
+        let ErrorWatch::Waiting(watch) = &mut self.errors else {
+            return Poll::Pending;
+        };
+        let ready = ready!(watch.as_mut().poll(cx));
+        self.errors = ErrorWatch::Over;
+        match ready.and_then(|_| self.io.take_error()) {
+            Ok(None) => Poll::Pending,
+            Ok(Some(error)) | Err(error) => Poll::Ready(lost(error)),
+        }
+    }
+
+    fn poll_flushed(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+
+    fn complete(&mut self) {
+        self.complete = true;
+    }
+}
+
+impl Drop for TcpSide<'_> {
+    fn drop(&mut self) {
+        // The socket is closed right after this; with no time to linger that sends RST instead of FIN.
+        if !self.complete
+            && let Err(error) = self.io.set_zero_linger()
+        {
+            tracing::warn!(%error, "socket cannot be reset, only closed");
+        }
+    }
+}

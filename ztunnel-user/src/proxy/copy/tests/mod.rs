@@ -1,0 +1,1 @@
+//! What two applications see of each other through the relay.

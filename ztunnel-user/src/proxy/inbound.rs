@@ -1,0 +1,230 @@
+//! A tunnel to the pod, and each connection inside it: the peer proves who it is, policy permits, the app is
+//! dialled under the client's address, and only then is the client told 200.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use http::StatusCode;
+use ztunnel_common::listener::HBONE_PORT;
+
+use super::{
+    Client, Pod,
+    connections::Listed,
+    copy::{Endpoint, relay},
+    dial,
+    judge::{self, Judged},
+    outbound::baggage,
+};
+use crate::{
+    capture::Captured,
+    drain,
+    hbone::{Authority, ConnectRequest, Handler, HboneStream, RequestError, Responder, serve_connection},
+    identity::VerifiedPeer,
+    mesh::{NetworkId, Workload},
+    policy::{Facts, Permit},
+    reason::{CloseDetail, CloseReason},
+    telemetry::{Connection, Direction, Peer},
+    tls,
+};
+
+/// Ports that Istio's proxies use inside a pod; nobody is let through to them (ztunnel's illegal ports).
+pub(super) const MESH_PORTS: [u16; 3] = [15001, 15006, HBONE_PORT];
+
+/// Serves one tunnel to its end.
+pub(super) async fn serve(pod: Arc<Pod>, captured: Captured, mut drain: drain::Watch) {
+    let _open = pod.telemetry.socket_opened(Direction::Inbound);
+    let Captured { stream, client, original_dst } = captured;
+    let connection = Connection::new(Direction::Inbound, client, original_dst);
+    let secured = async {
+        let workload = pod.workload()?;
+        let certificate =
+            pod.secrets.certificate(&workload.identity()).await.map_err(|error| error.close_detail())?;
+        // Small frames of interactive traffic must not wait for the acknowledgement of earlier ones.
+        let _ = stream.set_nodelay(true);
+        tls::accept(&certificate, stream).await.map_err(|error| error.close_detail())
+    };
+    let secured = tokio::select! {
+        secured = secured => secured,
+        () = drain.cut() => Err(CloseReason::Drained.with("during the TLS handshake")),
+    };
+    let (stream, peer) = match secured {
+        Ok(secured) => secured,
+        Err(refusal) => return pod.telemetry.refuse(&connection, &refusal),
+    };
+    let tunnel = Arc::new(Tunnel { pod: Arc::clone(&pod), peer, client, local: original_dst });
+    if let Err(error) = serve_connection(stream, tunnel, drain).await {
+        tracing::debug!(pod = %pod.name, %client, %error, "tunnel ended");
+    }
+}
+
+/// One authenticated tunnel.
+struct Tunnel {
+    pod: Arc<Pod>,
+    peer: VerifiedPeer,
+    client: SocketAddr,
+    /// The pod's address and port 15008.
+    local: SocketAddr,
+}
+
+/// A refusal and the status that tells it to the peer.
+type Refused = (StatusCode, CloseDetail);
+
+impl Handler for Tunnel {
+    fn connect(
+        &self,
+        request: ConnectRequest,
+        responder: Responder,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let (pod, peer, client, local) = (Arc::clone(&self.pod), self.peer.clone(), self.client, self.local);
+        async move { Tunnel { pod, peer, client, local }.carry(request, responder).await }
+    }
+
+    fn malformed(&self, error: &RequestError) {
+        let mut connection = Connection::new(Direction::Inbound, self.client, self.local);
+        connection.source.identity = Some(self.peer.id().clone());
+        self.pod.telemetry.refuse(&connection, &error.reason().with(error.to_string()));
+    }
+}
+
+impl Tunnel {
+    async fn carry(self, request: ConnectRequest, responder: Responder) {
+        let mut connection = self.describe(&request);
+        let (workload, permit, mut judged) = match self.permit(&request, &mut connection) {
+            Ok(permitted) => permitted,
+            Err((status, refusal)) => {
+                responder.refuse(status);
+                return self.pod.telemetry.refuse(&connection, &refusal);
+            }
+        };
+        let target = permit.destination();
+        let tracker = self.pod.telemetry.open(connection);
+        let _listed = self.pod.connections.list(Listed {
+            direction: Direction::Inbound,
+            src: self.client,
+            original_dst: request.authority.to_string(),
+            actual_dst: target,
+            protocol: "HBONE",
+        });
+        let dialled = self.dial(permit, responder, &workload).await;
+        let (app, stream) = match dialled {
+            Ok(dialled) => dialled,
+            Err(failure) => return tracker.finish(Err(failure)),
+        };
+        let counters = Arc::clone(tracker.counters());
+        // Cutting resets both ends: dropping the relay does.
+        let end = tokio::select! {
+            end = relay(app, stream.into(), &counters) => end.map(drop).map_err(|lost| lost.detail()),
+            revoked = judged.revoked() => Err(revoked),
+        };
+        tracker.finish(end);
+    }
+
+    /// What is known of the connection, from the tunnel and from what its client says for telemetry.
+    fn describe(&self, request: &ConnectRequest) -> Connection {
+        let mut connection = Connection::new(Direction::Inbound, self.client, self.local);
+        connection.hbone_target = Some(request.authority.to_string().into());
+        let snapshot = self.pod.mesh.load();
+        // An address alone proves nothing; it must be a workload with the identity that was proved.
+        let source = snapshot.workload_at(&NetworkId::default(), self.client.ip());
+        connection.source = Peer {
+            workload: source.filter(|workload| workload.identity() == *self.peer.id()).cloned(),
+            identity: Some(self.peer.id().clone()),
+        };
+        if let Some(workload) = self.pod.workload_in(&snapshot) {
+            let host = request.forwarded.as_ref().and_then(|forwarded| forwarded.host.as_deref());
+            connection.service = host
+                .and_then(|host| snapshot.services_of(&workload).find(|service| service.hostname.as_str() == host))
+                .cloned();
+            connection.destination =
+                Peer { identity: Some(workload.identity()), workload: Some(workload) };
+        }
+        connection
+    }
+
+    /// The checks of a CONNECT in the order that peers know from ztunnel, each with its status.
+    fn permit(
+        &self,
+        request: &ConnectRequest,
+        connection: &mut Connection,
+    ) -> Result<(Arc<Workload>, Permit, Judged), Refused> {
+        let unavailable = |detail| (StatusCode::SERVICE_UNAVAILABLE, detail);
+        let workload = self.pod.workload().map_err(unavailable)?;
+        if workload.application_tunnel.is_some() {
+            let detail = format!("{} takes connections through an application tunnel", workload.uid);
+            return Err(unavailable(CloseReason::UnsupportedRoute.with(detail)));
+        }
+        let port = self.port(&request.authority, &workload, connection)?;
+        if MESH_PORTS.contains(&port) {
+            return Err(unavailable(CloseReason::SelfCall.with(format!("port {port} is the mesh's own"))));
+        }
+        let facts = Facts {
+            source: Some(self.peer.id().clone()),
+            source_ip: self.client.ip(),
+            destination: SocketAddr::new(self.local.ip(), port),
+        };
+        let (permit, judged) =
+            judge::judge(&self.pod, facts).map_err(|refusal| (StatusCode::UNAUTHORIZED, refusal))?;
+        Ok((workload, permit, judged))
+    }
+
+    /// The app's port. Whatever the authority says, the connection goes to this pod.
+    fn port(
+        &self,
+        authority: &Authority,
+        workload: &Workload,
+        connection: &mut Connection,
+    ) -> Result<u16, Refused> {
+        match authority {
+            Authority::Address(to) if to.ip() == self.local.ip() => Ok(to.port()),
+            Authority::Address(to) => {
+                let detail = format!("asked for {to} on a tunnel to {}", self.local.ip());
+                Err((StatusCode::BAD_REQUEST, CloseReason::IpMismatch.with(detail)))
+            }
+            Authority::Host { host, port } => {
+                let snapshot = self.pod.mesh.load();
+                let services = snapshot.services_by_hostname(host);
+                let own = services.iter().find(|service| service.namespace == workload.namespace);
+                let unavailable =
+                    |reason: CloseReason, detail| (StatusCode::SERVICE_UNAVAILABLE, reason.with(detail));
+                let service = own.or(services.first()).ok_or_else(|| {
+                    unavailable(CloseReason::UnknownDestination, format!("no service has hostname {host}"))
+                })?;
+                connection.service = Some(Arc::clone(service));
+                let endpoint = snapshot
+                    .endpoints(service)
+                    .iter()
+                    .find(|endpoint| endpoint.workload.uid == workload.uid)
+                    .and_then(|endpoint| endpoint.ports.target(*port));
+                endpoint.or_else(|| service.ports.target(*port)).ok_or_else(|| {
+                    unavailable(CloseReason::NoServicePort, format!("service {host} has no port {port} here"))
+                })
+            }
+        }
+    }
+
+    /// Dials the app, then answers.
+    async fn dial(
+        self,
+        permit: Permit,
+        mut responder: Responder,
+        workload: &Workload,
+    ) -> Result<(Endpoint, HboneStream), CloseDetail> {
+        let dialled = tokio::select! {
+            dialled = self.pod.app.connect(permit, Client::Verified(self.peer)) => dialled,
+            () = responder.abandoned() => return Err(CloseReason::Reset.with("client gave up")),
+        };
+        let app = match dialled {
+            Ok(app) => app,
+            Err(failure) => {
+                responder.refuse(StatusCode::SERVICE_UNAVAILABLE);
+                return Err(failure);
+            }
+        };
+        match responder.accept(Some(&baggage(workload))) {
+            Ok(stream) => Ok((Endpoint::Tcp(app), stream)),
+            Err(error) => {
+                dial::refuse(app);
+                Err(error.detail())
+            }
+        }
+    }
+}

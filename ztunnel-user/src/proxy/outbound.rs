@@ -1,0 +1,172 @@
+//! A connection that leaves the pod: where it goes, how it gets there, and its bytes. Where it must be encrypted
+//! and cannot be, it ends; it is never carried in clear instead.
+
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+use super::{
+    Pod,
+    connections::Listed,
+    copy::{Endpoint, relay},
+    dial::{self, UpstreamDialer},
+};
+use crate::{
+    capture::Captured,
+    drain,
+    hbone::{Authority, ConnectHead, Dialer, TunnelKey, headers},
+    identity::{SecretStore, SpiffeId},
+    mesh::{Flow, HboneRoute, Route, Workload, resolve},
+    reason::{CloseDetail, CloseReason},
+    telemetry::{Connection, Direction, Peer},
+    tls,
+};
+
+/// Carries one captured connection to its end.
+pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::Watch) {
+    let _open = pod.telemetry.socket_opened(Direction::Outbound);
+    let Captured { stream, client, original_dst } = captured;
+    let mut connection = Connection::new(Direction::Outbound, client, original_dst);
+    let route = match route(&pod, &mut connection) {
+        Ok(route) => route,
+        Err(refusal) => {
+            pod.telemetry.refuse(&connection, &refusal);
+            return dial::refuse(stream);
+        }
+    };
+    let tracker = pod.telemetry.open(connection);
+    let _listed = pod.connections.list(Listed {
+        direction: Direction::Outbound,
+        src: client,
+        original_dst: original_dst.to_string(),
+        actual_dst: tracker.connection().dst,
+        protocol: if tracker.connection().hbone_target.is_some() { "HBONE" } else { "TCP" },
+    });
+    let upstream = tokio::select! {
+        upstream = reach(&pod, tracker.connection(), &route) => upstream,
+        () = drain.cut() => Err(CloseReason::Drained.with("while connecting")),
+    };
+    let upstream = match upstream {
+        Ok(upstream) => upstream,
+        Err(failure) => {
+            tracker.finish(Err(failure));
+            return dial::refuse(stream);
+        }
+    };
+    let counters = Arc::clone(tracker.counters());
+    let end = tokio::select! {
+        end = relay(Endpoint::Tcp(stream), upstream, &counters) => end.map(drop).map_err(|lost| lost.detail()),
+        () = drain.cut() => Err(CloseReason::Drained.with("")),
+    };
+    tracker.finish(end);
+}
+
+/// Resolves where the connection goes, and notes for the log what is known of both ends.
+fn route(pod: &Pod, connection: &mut Connection) -> Result<Route, CloseDetail> {
+    let source = pod.workload()?;
+    connection.source = Peer::plaintext(Some(Arc::clone(&source)));
+    if pod.owns(connection.dst.ip()) {
+        return Err(CloseReason::SelfCall.with(format!("{} is the pod's own address", connection.dst)));
+    }
+    let flow = Flow { source: Arc::clone(&source), original_dst: connection.dst };
+    let route = resolve(&pod.mesh.load(), &flow, &mut rand::rng())
+        .map_err(|unroutable| unroutable.reason().with(unroutable.to_string()))?;
+    match &route {
+        Route::Hbone(hbone) => {
+            connection.dst = hbone.tunnel;
+            connection.hbone_target = Some(hbone.authority.as_str().into());
+            connection.source.identity = Some(source.identity());
+            connection.destination =
+                Peer { workload: Some(Arc::clone(&hbone.destination)), identity: hbone.expected.first().cloned() };
+            connection.service.clone_from(&hbone.service);
+        }
+        Route::Tcp(tcp) => {
+            connection.dst = tcp.target;
+            connection.destination = Peer::plaintext(tcp.destination.clone());
+            connection.service.clone_from(&tcp.service);
+        }
+    }
+    Ok(route)
+}
+
+async fn reach(pod: &Pod, connection: &Connection, route: &Route) -> Result<Endpoint, CloseDetail> {
+    match route {
+        Route::Tcp(tcp) => Ok(Endpoint::Tcp(pod.upstream.connect(tcp.target).await?)),
+        Route::Hbone(hbone) => {
+            let source = pod.workload()?;
+            let key = TunnelKey {
+                source: source.identity(),
+                source_ip: connection.src.ip(),
+                tunnel: hbone.tunnel,
+                expected: hbone.expected.clone(),
+            };
+            let head = head(connection, hbone, &source)?;
+            let stream = pod.pool.connect(&key, &head).await.map_err(|error| error.detail())?;
+            Ok(Endpoint::Hbone(stream))
+        }
+    }
+}
+
+/// The CONNECT request, with what Istio's peers expect to read about its client.
+fn head(connection: &Connection, hbone: &HboneRoute, source: &Workload) -> Result<ConnectHead, CloseDetail> {
+    let authority: Authority =
+        hbone.authority.parse().map_err(|error| CloseReason::Internal.with(format!("{error}")))?;
+    let host = connection.service.as_ref().map(|service| service.hostname.as_str().into());
+    let forwarded = headers::Forwarded { client: Some(connection.src), host };
+    let head = ConnectHead::new(&authority).map_err(|error| CloseReason::Internal.with(error.to_string()))?;
+    Ok(head
+        .baggage(&baggage(source))
+        .forwarded(&forwarded)
+        .traceparent(headers::TraceParent::random(&mut rand::rng())))
+}
+
+/// A workload as peers' telemetry knows it.
+pub(super) fn baggage(workload: &Workload) -> headers::Baggage<'_> {
+    let some = |text: &'_ str| (!text.is_empty()).then(|| text.to_owned().into());
+    let kind = match &*workload.workload_type {
+        "deployment" => headers::WorkloadKind::Deployment,
+        "cronjob" => headers::WorkloadKind::CronJob,
+        "job" => headers::WorkloadKind::Job,
+        _ => headers::WorkloadKind::Pod,
+    };
+    headers::Baggage {
+        cluster: some(workload.cluster_id.as_str()),
+        namespace: some(workload.namespace.as_str()),
+        workload: some(&workload.workload_name).map(|name| (kind, name)),
+        service: some(&workload.canonical_name),
+        revision: some(&workload.canonical_revision),
+        region: some(&workload.locality.region),
+        zone: some(&workload.locality.zone),
+    }
+}
+
+/// Opens the authenticated connection a tunnel runs on, from inside the pod.
+#[derive(Debug)]
+pub(super) struct TunnelDialer {
+    upstream: UpstreamDialer,
+    secrets: Arc<SecretStore>,
+}
+
+impl TunnelDialer {
+    pub(super) fn new(upstream: UpstreamDialer, secrets: Arc<SecretStore>) -> Self {
+        Self { upstream, secrets }
+    }
+
+    async fn certificate(&self, id: &SpiffeId) -> Result<Arc<tls::WorkloadCertificate>, CloseDetail> {
+        self.secrets.certificate(id).await.map_err(|error| error.close_detail())
+    }
+}
+
+impl Dialer for TunnelDialer {
+    type Io = TlsStream<TcpStream>;
+
+    async fn dial(&self, key: &TunnelKey) -> Result<Self::Io, CloseDetail> {
+        let certificate = self.certificate(&key.source).await?;
+        let stream = self.upstream.connect(key.tunnel).await?;
+        let (stream, _peer) = tls::connect(&certificate, &key.expected, stream)
+            .await
+            .map_err(|error| error.close_detail())?;
+        Ok(stream)
+    }
+}

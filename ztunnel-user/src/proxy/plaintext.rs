@@ -1,0 +1,69 @@
+//! A connection to the pod that is not HBONE: from outside the mesh, or from a pod that is not enrolled. Its
+//! client has no identity; policy decides with that.
+
+use std::sync::Arc;
+
+use super::{
+    Client, Pod,
+    connections::Listed,
+    copy::{Endpoint, relay},
+    dial,
+    inbound::MESH_PORTS,
+    judge,
+};
+use crate::{
+    capture::Captured,
+    drain,
+    mesh::NetworkId,
+    policy::Facts,
+    reason::CloseReason,
+    telemetry::{Connection, Direction, Peer},
+};
+
+/// Carries one captured connection to its end.
+pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::Watch) {
+    let _open = pod.telemetry.socket_opened(Direction::Inbound);
+    let Captured { stream, client, original_dst } = captured;
+    let mut connection = Connection::new(Direction::Inbound, client, original_dst);
+    let snapshot = pod.mesh.load();
+    connection.source =
+        Peer::plaintext(snapshot.workload_at(&NetworkId::default(), client.ip()).cloned());
+    connection.destination = Peer::plaintext(pod.workload_in(&snapshot));
+    drop(snapshot);
+    let permitted = if MESH_PORTS.contains(&original_dst.port()) {
+        Err(CloseReason::SelfCall.with(format!("port {} is the mesh's own", original_dst.port())))
+    } else {
+        judge::judge(&pod, Facts { source: None, source_ip: client.ip(), destination: original_dst })
+    };
+    let (permit, mut judged) = match permitted {
+        Ok(permitted) => permitted,
+        Err(refusal) => {
+            pod.telemetry.refuse(&connection, &refusal);
+            return dial::refuse(stream);
+        }
+    };
+    let tracker = pod.telemetry.open(connection);
+    let _listed = pod.connections.list(Listed {
+        direction: Direction::Inbound,
+        src: client,
+        original_dst: original_dst.to_string(),
+        actual_dst: original_dst,
+        protocol: "TCP",
+    });
+    let app = match pod.app.connect(permit, Client::Plaintext).await {
+        Ok(app) => app,
+        Err(failure) => {
+            tracker.finish(Err(failure));
+            return dial::refuse(stream);
+        }
+    };
+    let counters = Arc::clone(tracker.counters());
+    let end = tokio::select! {
+        end = relay(Endpoint::Tcp(app), Endpoint::Tcp(stream), &counters) => {
+            end.map(drop).map_err(|lost| lost.detail())
+        }
+        revoked = judged.revoked() => Err(revoked),
+        () = drain.cut() => Err(CloseReason::Drained.with("")),
+    };
+    tracker.finish(end);
+}

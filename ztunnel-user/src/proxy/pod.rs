@@ -1,0 +1,103 @@
+//! What every connection of one pod shares: which pod it is (by its namespace, never by what a packet says), and
+//! the parts of the node that the path needs.
+
+use std::{net::IpAddr, sync::Arc};
+
+use super::{
+    connections::Connections,
+    dial::{AppDialer, UpstreamDialer},
+    outbound::TunnelDialer,
+};
+use crate::{
+    bpf::Tables,
+    hbone::{HbonePool, PoolConfig},
+    identity::SecretStore,
+    mesh::Workload,
+    node::{Netns, PodName},
+    reason::{CloseDetail, CloseReason},
+    source::LiveMesh,
+    telemetry::Telemetry,
+};
+
+/// What a pod's proxy is made of.
+#[derive(Debug)]
+pub struct PodParts {
+    /// Which pod.
+    pub name: PodName,
+    /// Its network namespace.
+    pub netns: Arc<Netns>,
+    /// Every address in that namespace when it was enrolled.
+    pub addresses: Vec<IpAddr>,
+    /// The maps.
+    pub tables: Arc<Tables>,
+    /// The mesh.
+    pub mesh: Arc<LiveMesh>,
+    /// Certificates.
+    pub secrets: Arc<SecretStore>,
+    /// Access log and metrics.
+    pub telemetry: Arc<Telemetry>,
+}
+
+/// One enrolled pod, as its connections see it.
+pub struct Pod {
+    pub(super) name: PodName,
+    pub(super) mesh: Arc<LiveMesh>,
+    pub(super) secrets: Arc<SecretStore>,
+    pub(super) telemetry: Arc<Telemetry>,
+    pub(super) upstream: UpstreamDialer,
+    pub(super) app: AppDialer,
+    pub(super) pool: HbonePool<TunnelDialer>,
+    pub(super) connections: Arc<Connections>,
+    addresses: Arc<[IpAddr]>,
+}
+
+impl std::fmt::Debug for Pod {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pod({})", self.name)
+    }
+}
+
+impl Pod {
+    /// Puts a pod's parts together.
+    pub fn new(parts: PodParts) -> Arc<Self> {
+        let addresses: Arc<[IpAddr]> = parts.addresses.into();
+        let upstream = UpstreamDialer::new(Arc::clone(&parts.netns), Arc::clone(&parts.tables), Arc::clone(&addresses));
+        let tunnels = TunnelDialer::new(upstream.clone(), Arc::clone(&parts.secrets));
+        Arc::new(Self {
+            name: parts.name,
+            mesh: parts.mesh,
+            secrets: parts.secrets,
+            telemetry: parts.telemetry,
+            app: AppDialer::new(parts.netns, parts.tables),
+            pool: HbonePool::new(PoolConfig::default(), Arc::new(tunnels)),
+            upstream,
+            connections: Arc::default(),
+            addresses,
+        })
+    }
+
+    /// The pod's connections.
+    pub fn connections(&self) -> &Connections {
+        &self.connections
+    }
+
+    /// The workload this pod is, by the mesh as it is now.
+    ///
+    /// # Errors
+    /// The mesh does not know it any more; nothing can be decided for it then.
+    pub(super) fn workload(&self) -> Result<Arc<Workload>, CloseDetail> {
+        let snapshot = self.mesh.load();
+        self.workload_in(&snapshot)
+            .ok_or_else(|| CloseReason::UnknownSource.with(format!("pod {} is not in the mesh", self.name)))
+    }
+
+    /// The workload this pod is, in one snapshot.
+    pub(super) fn workload_in(&self, snapshot: &crate::mesh::Snapshot) -> Option<Arc<Workload>> {
+        snapshot.workload_named(self.name.namespace(), self.name.name()).cloned()
+    }
+
+    /// Whether an address is the pod's own: a connection to it never left the pod.
+    pub(super) fn owns(&self, ip: IpAddr) -> bool {
+        self.addresses.contains(&ip)
+    }
+}
