@@ -1,5 +1,7 @@
 //! Certificates made by hand, signed by a mesh's own CA or by a stranger's: what an attacker, or an odd peer, may hold.
 
+use std::io::Read;
+use std::net::TcpListener;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -10,9 +12,13 @@ use rcgen::{
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, ServerConnection, SignatureScheme,
+    StreamOwned,
+};
 
 use crate::mesh::Mesh;
+use crate::pod::accept;
 
 /// A key with a certificate for one SPIFFE id.
 #[derive(Debug)]
@@ -65,6 +71,22 @@ impl TestIdentity {
         config.enable_sni = false;
         Ok(Arc::new(config))
     }
+}
+
+/// Takes one TLS connection as `identity` and returns the first bytes the client sends through it, the HTTP/2 preface
+/// of a client that believes us; an error is a client that does not.
+pub fn first_bytes_as(identity: &TestIdentity, listener: &TcpListener) -> Result<Vec<u8>> {
+    let key = PrivateKeyDer::try_from(identity.key.clone()).map_err(anyhow::Error::msg)?;
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(identity.chain.clone(), key)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let (stream, _) = accept(listener)?;
+    let mut tls = StreamOwned::new(ServerConnection::new(Arc::new(config))?, stream);
+    let mut bytes = vec![0; 24];
+    tls.read_exact(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// A client without a certificate that believes the root in `pem` only.

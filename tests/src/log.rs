@@ -32,11 +32,6 @@ impl LogLine {
         }
     }
 
-    /// The names of its fields, in the order written.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
-    }
-
     /// An access-log line: one of a connection.
     #[must_use]
     pub fn is_access(&self) -> bool {

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ztunnel_tests::{Mesh, MeshBuilder, SOON, becomes_true};
+use ztunnel_tests::{
+    End, Mesh, MeshBuilder, Pattern, SOON, accept, becomes_true, read_end, read_end_within, reset,
+};
 
 fn two_nodes(name: &str) -> MeshBuilder {
     Mesh::build(name)
@@ -99,6 +101,66 @@ fn service_addresses_lead_nowhere_without_a_mesh() {
         started.elapsed() < Duration::from_secs(4),
         "the refusal should be at once"
     );
+}
+
+#[test]
+fn a_capture_shows_plain_traffic_so_that_seeing_none_means_something() {
+    let mesh = two_nodes("fixture_capture").dual_stack().up().unwrap();
+    let capture = mesh.capture().unwrap();
+    for ip in mesh.pod("far").ips() {
+        mesh.pod("sleep")
+            .get(std::net::SocketAddr::new(*ip, 8080), "/in-clear")
+            .unwrap();
+    }
+    let seen = capture.finish().unwrap();
+    assert!(seen.shows("GET /in-clear") && seen.shows("name=far") && !seen.shows("something else"));
+    assert!(!seen.packets("ip and tcp port 8080").unwrap().is_empty());
+    assert!(!seen.packets("ip6 and tcp port 8080").unwrap().is_empty());
+    assert_eq!(seen.tls_packets(8080).unwrap(), 0);
+}
+
+#[test]
+fn the_ends_of_a_stream_are_told_apart() {
+    let mesh = two_nodes("fixture_streams").up().unwrap();
+    let listener = mesh.pod("far").listen(7000).unwrap();
+    let listening: Vec<u16> = mesh
+        .pod("far")
+        .listening()
+        .unwrap()
+        .iter()
+        .map(|at| at.port())
+        .collect();
+    assert!(
+        listening.contains(&7000) && listening.contains(&8080),
+        "{listening:?}"
+    );
+    let pair = || {
+        let client = mesh.pod("sleep").connect(mesh.pod("far").at(7000)).unwrap();
+        let (server, peer) = accept(&listener).unwrap();
+        assert_eq!(peer.ip(), mesh.pod("sleep").ip());
+        (client, server)
+    };
+    let (client, server) = pair();
+    reset(client).unwrap();
+    assert_eq!(read_end(&server), End::Reset(Vec::new()));
+    let (client, server) = pair();
+    drop(client);
+    assert_eq!(read_end(&server), End::Closed(Vec::new()));
+    let (_client, server) = pair();
+    assert_eq!(
+        read_end_within(&server, Duration::from_millis(20)).unwrap(),
+        End::Open(Vec::new())
+    );
+    let (client, server) = pair();
+    std::thread::scope(|scope| {
+        scope.spawn(|| Pattern::new(1).send(&client, 1_000_001).unwrap());
+        assert_eq!(Pattern::new(1).receive(&server), Ok(1_000_001));
+    });
+    let (client, server) = pair();
+    std::thread::scope(|scope| {
+        scope.spawn(|| Pattern::new(1).send(&client, 100).unwrap());
+        assert!(Pattern::new(2).receive(&server).is_err());
+    });
 }
 
 #[test]

@@ -225,7 +225,7 @@ impl Mesh {
         let generation = self.generation.load(Ordering::Relaxed);
         // A workload on no node: it shows in /config_dump and means nothing else.
         let marker = format!(
-            "workloads:\n- name: {GENERATION}{generation}\n  namespace: fixture\n  workloadIps: [192.0.2.1]\n"
+            "workloads:\n- name: {GENERATION}{generation}\n  namespace: fixture\n  workloadIps: [198.51.100.1]\n"
         );
         let text = self.lock_file().to_yaml();
         if text.contains("workloads:\n") {

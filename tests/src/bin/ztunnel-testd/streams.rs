@@ -18,9 +18,9 @@ pub(crate) fn echo(mut stream: &TcpStream) -> Result<()> {
 /// Speaks first, as SMTP and MySQL servers do; then answers each line in upper case.
 pub(crate) fn banner(mut stream: &TcpStream, text: &str) -> Result<()> {
     stream.set_nodelay(true)?;
-    writeln!(stream, "{text}")?;
+    stream.write_all(format!("{text}\n").as_bytes())?;
     for line in BufReader::new(stream).lines() {
-        writeln!(stream, "{}", line?.to_uppercase())?;
+        stream.write_all((line?.to_uppercase() + "\n").as_bytes())?;
     }
     Ok(())
 }
