@@ -60,3 +60,56 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    /// Every `cargo xtask …` in a document, without what stands behind it.
+    fn commands(text: &str) -> Vec<Vec<&str>> {
+        let after = text.split("cargo xtask ").skip(1);
+        after
+            .map(|rest| {
+                rest.split(['`', '#', '\n', '.', ',', ';'])
+                    .next()
+                    .unwrap_or_default()
+            })
+            .map(|line| line.split_whitespace().collect())
+            .collect()
+    }
+
+    #[test]
+    fn every_command_of_the_readme_and_of_ci_is_there() {
+        for (name, text) in [
+            ("README.md", include_str!("../../README.md")),
+            (".ci/run", include_str!("../../.ci/run")),
+        ] {
+            let commands = commands(text);
+            assert!(!commands.is_empty(), "{name} names no command");
+            for words in commands {
+                let line = ["cargo xtask"].into_iter().chain(words.iter().copied());
+                assert!(
+                    Cli::try_parse_from(line).is_ok(),
+                    "{name}: cargo xtask {}",
+                    words.join(" ")
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn ci_runs_exactly_the_test_command_the_readme_opens_with() {
+        let opening: Vec<Vec<&str>> = commands(include_str!("../../README.md"))
+            .into_iter()
+            .take(2)
+            .collect();
+        assert_eq!(opening, [["run"], ["test"]]);
+        assert!(include_str!("../../.ci/run").ends_with("\nexec cargo xtask test\n"));
+    }
+}

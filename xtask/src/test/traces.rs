@@ -1,10 +1,11 @@
 //! What a test may leave on the machine: network namespaces, links, pinned BPF objects, processes. The names
 //! that the fixture gives begin with `zt`; processes are those of a `ztunnel` that was built here.
 //!
-//! This module only looks. What was there before the tests is not theirs and not reported.
+//! This module only looks. What was there before the tests is not theirs and not reported, nor is what belongs
+//! to a mesh whose owner is alive: a demonstration may be up while tests run.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::Path;
 
 use anyhow::Result;
@@ -43,8 +44,13 @@ pub(super) fn since(before: &BTreeSet<String>) -> Result<Vec<String>> {
 
 fn here() -> BTreeSet<String> {
     let mut traces = BTreeSet::new();
-    for (kind, dir) in [("network namespace", "/run/netns"), ("link", "/sys/class/net")] {
-        traces.extend(ours(Path::new(dir)).map(|name| format!("{kind} {name}")));
+    let folders = std::env::temp_dir().join("ztunnel-tests");
+    for (kind, dir) in [
+        ("network namespace", Path::new("/run/netns")),
+        ("link", Path::new("/sys/class/net")),
+        ("folder of a mesh", &folders),
+    ] {
+        traces.extend(ours(dir).map(|name| format!("{kind} {name}")));
     }
     pins(Path::new("/sys/fs/bpf"), false, &mut traces);
     let target = sh::target_dir();
@@ -66,6 +72,9 @@ fn pins(dir: &Path, all: bool, traces: &mut BTreeSet<String>) {
     for name in names(dir) {
         let path = dir.join(&name);
         let matches = all || name.starts_with(PREFIX);
+        if matches && !all && has_living_owner(&name) {
+            continue;
+        }
         if matches {
             traces.insert(format!("pin {}", path.display()));
         }
@@ -76,7 +85,15 @@ fn pins(dir: &Path, all: bool, traces: &mut BTreeSet<String>) {
 }
 
 fn ours(dir: &Path) -> impl Iterator<Item = String> {
-    names(dir).filter(|name| name.starts_with(PREFIX))
+    names(dir).filter(|name| name.starts_with(PREFIX) && !has_living_owner(name))
+}
+
+/// The fixture names everything of a mesh `ID-…` (pins `zt-ID`) and holds a lock on `lock` in the mesh's folder.
+fn has_living_owner(name: &str) -> bool {
+    let id = name.strip_prefix("zt-").unwrap_or(name);
+    let id = id.split('-').next().unwrap_or_default();
+    let lock = std::env::temp_dir().join("ztunnel-tests").join(id).join("lock");
+    File::open(lock).is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
 fn names(dir: &Path) -> impl Iterator<Item = String> {
