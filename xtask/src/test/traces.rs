@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
@@ -53,18 +53,34 @@ fn here() -> BTreeSet<String> {
         traces.extend(ours(dir).map(|name| format!("{kind} {name}")));
     }
     pins(Path::new("/sys/fs/bpf"), false, &mut traces);
-    let target = sh::target_dir();
     for pid in names(Path::new("/proc")).filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
-        if let Ok(program) = fs::read_link(format!("/proc/{pid}/exe"))
-            && program.starts_with(&target)
-            && program
-                .file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with("ztunnel"))
-        {
+        let Some(program) = program_built_here(&pid) else {
+            continue;
+        };
+        let is_ours = ["ztunnel", "ztunnel-testd"]
+            .iter()
+            .any(|name| program.ends_with(name));
+        let orphan = parent(&pid)
+            .and_then(|parent| program_built_here(&parent))
+            .is_none();
+        if is_ours && orphan {
             traces.insert(format!("process {pid} {}", program.display()));
         }
     }
     traces
+}
+
+/// The program that a process runs, if it lies where cargo puts what it builds.
+fn program_built_here(pid: &str) -> Option<PathBuf> {
+    let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    program.starts_with(sh::target_dir()).then_some(program)
+}
+
+/// The parent of a process. A test or a demonstration that is still up is the parent of what it started.
+fn parent(pid: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    Some(line.trim().to_owned())
 }
 
 /// Everything below a directory whose name, or the name of a directory above it, begins as ours do.
