@@ -1,0 +1,36 @@
+//! What the machine must have before a verb can do its work. Each part looks first and acts only when
+//! something is missing; whatever needs root says so before.
+
+mod apt;
+mod bpf_linker;
+mod bpffs;
+mod kernel;
+mod packages;
+mod rust_src;
+
+use anyhow::Result;
+
+use crate::report::{Steps, say};
+
+/// `cargo xtask setup`: everything that any verb needs.
+pub(crate) fn everything() -> Result<()> {
+    let mut steps = Steps::of(2);
+    steps.step("set-up for building", for_build)?;
+    steps.step("set-up for running in network namespaces", for_netns)?;
+    say!("\nthis machine is ready: `cargo xtask run`, `cargo xtask test`");
+    Ok(())
+}
+
+/// What compiling needs, the kernel half included.
+pub(crate) fn for_build() -> Result<()> {
+    packages::ensure(packages::BUILD)?;
+    rust_src::ensure()?;
+    bpf_linker::ensure()
+}
+
+/// What the demo and the integration tests need besides the binary.
+pub(crate) fn for_netns() -> Result<()> {
+    kernel::ensure()?;
+    packages::ensure(packages::NETNS)?;
+    bpffs::ensure()
+}
