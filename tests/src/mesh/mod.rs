@@ -252,7 +252,7 @@ impl Mesh {
     }
 
     /// Captures what passes between the nodes.
-    pub fn capture(&self) -> Result<Capture> {
+    pub fn capture(&self) -> Result<Capture<'_>> {
         Capture::start(&self.net, BRIDGE, self.sandbox.dir())
     }
 }
