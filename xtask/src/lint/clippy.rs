@@ -39,6 +39,7 @@ pub(super) fn everything_else() -> Result<bool> {
             "--exclude",
             "ztunnel-ebpf",
             "--all-targets",
+            "--keep-going",
         ])
         .args(DENY);
     sh::succeeds(&mut clippy)
