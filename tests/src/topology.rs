@@ -101,7 +101,13 @@ pub(crate) fn lay_out(sandbox: &Sandbox, plan: &MeshBuilder) -> Result<Network> 
         ])?;
     }
     for ns in &nodes {
-        ns.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
+        // Every packet without a route is answered: the kernel's limit of one a second looks like a hanging peer.
+        ns.sysctl(&[
+            ("ipv4/ip_forward", "1"),
+            ("ipv6/conf/all/forwarding", "1"),
+            ("ipv4/icmp_ratelimit", "0"),
+            ("ipv6/icmp/ratelimit", "0"),
+        ])?;
     }
     ip_batch(Some(&net), &network_batch(sandbox, plan))?;
     for (index, ns) in nodes.iter().enumerate() {

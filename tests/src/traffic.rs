@@ -13,6 +13,7 @@ use crate::eventually::{SOON, becomes_true};
 pub struct Traffic {
     done: AtomicUsize,
     lost: Mutex<Vec<String>>,
+    phase: Mutex<String>,
     stop: AtomicBool,
 }
 
@@ -30,6 +31,13 @@ impl Traffic {
             work(&traffic)
         })?;
         Ok(traffic)
+    }
+
+    /// Says what the test does now, for the account of a lost request.
+    pub fn phase(&self, phase: &str) {
+        if let Ok(mut now) = self.phase.lock() {
+            phase.clone_into(&mut now);
+        }
     }
 
     /// Waits until `count` more requests have been made.
@@ -51,7 +59,8 @@ impl Traffic {
             if let Err(error) = request() {
                 let number = self.done.load(Ordering::SeqCst);
                 if let Ok(mut lost) = self.lost.lock() {
-                    lost.push(format!("request {number}: {error:#}"));
+                    let phase = self.phase.lock().map(|phase| phase.clone()).unwrap_or_default();
+                    lost.push(format!("request {number} while {phase:?}: {error:#}"));
                 }
             }
             self.done.fetch_add(1, Ordering::SeqCst);

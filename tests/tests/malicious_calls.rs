@@ -153,13 +153,21 @@ fn hidden_listeners_answer_nobody() {
             assert_unreachable(&mesh, target, localhost, ports.iter().copied());
             calls += ports.len();
         }
-        // At the very address they are bound to, wherever that is.
-        for listener in pod.listening().unwrap().into_iter().filter(|at| at.port() != APP) {
-            for caller in ["me", "near", "far", "outsider"] {
-                if !listener.ip().is_unspecified() {
-                    assert_unreachable(&mesh, caller, listener.ip(), [listener.port()]);
-                    calls += 1;
-                }
+        // At the very address they are bound to, wherever that is; one of each family, because an IPv6 address
+        // without a route costs a second.
+        let bound: Vec<SocketAddr> = pod
+            .listening()
+            .unwrap()
+            .into_iter()
+            .filter(|at| at.port() != APP)
+            .collect();
+        for family in [SocketAddr::is_ipv4, SocketAddr::is_ipv6] {
+            let Some(at) = bound.iter().find(|at| family(at) && !at.ip().is_unspecified()) else {
+                continue;
+            };
+            for caller in ["me", "far", "outsider"] {
+                assert_unreachable(&mesh, caller, at.ip(), [at.port()]);
+                calls += 1;
             }
         }
         assert_unreachable_from(mesh.node(pod.node()).netns(), pod, &ports);

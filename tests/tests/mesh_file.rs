@@ -112,10 +112,10 @@ fn check_says_line_field_and_suggestion() {
         ("hostname: web", "hostnam: web", 19, "hostnam", "hostname"),
         (
             "ports: {80: 8080}\npolicies",
-            "ports: {80: 0}\npolicies",
+            "ports: {80: 70000}\npolicies",
             21,
             "ports",
-            "0",
+            "70000",
         ),
         ("action: Allow", "action: Alow", 26, "action", "Allow"),
         ("policies:", "polices:", 22, "polices", "policies"),

@@ -51,7 +51,7 @@ pub(crate) fn verb(options: &Options) -> Result<bool> {
     steps.step("set-up for network namespaces", setup::for_netns)?;
     let binary = steps.step("release build", build::release)?;
     let mut demo_build = sh::cargo();
-    demo_build.args(["build", "--package", "ztunnel-tests", "--bin", "ztunnel-demo"]);
+    demo_build.args(["build", "--package", "ztunnel-tests", "--bins"]);
     steps.step("build of the demo", || sh::run(&mut demo_build))?;
     let mut demo = sh::cmd(sh::target_dir().join("debug/ztunnel-demo"));
     demo.env("ZTUNNEL_BIN", binary);

@@ -5,6 +5,7 @@ mod harness;
 pub(crate) mod traces;
 
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
@@ -12,6 +13,9 @@ use serde_json::Value;
 
 use crate::report::{Steps, Tally, elapsed, say};
 use crate::{build, lint, setup, sh};
+
+/// Longest time for one test program. All waits inside are bounded; this is for those that are not.
+const LONGEST: &str = "15m";
 
 /// What to run; everything unless told otherwise.
 #[derive(Debug, Args)]
@@ -133,19 +137,21 @@ fn integration_tests(ztunnel: &Path, options: &Options, tally: &mut Tally) -> Re
         bail!("the package ztunnel-tests holds no test programs");
     }
     for TestProgram { name, path } in programs {
-        let mut test = sh::cmd(path);
+        let mut test = sh::cmd("timeout");
+        test.args(["--foreground", LONGEST, &path, "--color=auto"]);
         test.current_dir(sh::root().join("tests"))
-            .env("ZTUNNEL_BIN", ztunnel)
-            .arg("--color=auto");
+            .env("ZTUNNEL_BIN", ztunnel);
         if let Some(filter) = &options.filter {
             test.arg(filter);
         }
         say!("\n-- {name}");
+        let from = Instant::now();
         harness::run(
             &mut sh::as_root(&test, "making network namespaces")?,
             &name,
             tally,
         )?;
+        say!("-- {name}: took {}", elapsed(from.elapsed()));
     }
     Ok(())
 }

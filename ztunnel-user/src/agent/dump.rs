@@ -67,7 +67,14 @@ fn state(workload: &Workload, state: WorkloadPhase, connections: OpenConnections
         trust_domain: workload.trust_domain.clone(),
         service_account: workload.service_account.clone(),
     };
-    (workload.uid.clone(), WorkloadState { state, connections, info })
+    (
+        workload.uid.clone(),
+        WorkloadState {
+            state,
+            connections,
+            info,
+        },
+    )
 }
 
 fn connections(pod: &Pod) -> OpenConnections {

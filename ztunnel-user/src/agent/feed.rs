@@ -61,7 +61,10 @@ pub(super) fn warn_about(path: &Path, file: &MeshFile) {
 /// The identities this node speaks for: those of the enrolled workloads the mesh places on it.
 fn identities_on(node: &NodeName, snapshot: &Snapshot) -> HashSet<SpiffeId> {
     let local = snapshot.workloads_on(node).iter();
-    local.filter(|workload| workload.protocol == Protocol::Hbone).map(|workload| workload.identity()).collect()
+    local
+        .filter(|workload| workload.protocol == Protocol::Hbone)
+        .map(|workload| workload.identity())
+        .collect()
 }
 
 /// Holds readiness back until the authority has given a first certificate, if this node needs any.

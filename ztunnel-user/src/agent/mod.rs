@@ -50,8 +50,10 @@ pub fn run(settings: Settings, kernel: KernelOptions, log: &LogHandle) -> Result
         .enable_all()
         .build()
         .context("starting the workers")?;
-    let control =
-        runtime::Builder::new_current_thread().enable_all().build().context("starting the control thread")?;
+    let control = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the control thread")?;
     let ran = control.block_on(serve(settings, kernel, log, workers.handle()));
     // Connections were drained; what is left is cut.
     workers.shutdown_timeout(Duration::from_millis(200));
@@ -75,7 +77,9 @@ async fn serve(
     telemetry.watch_runtime("workers", workers);
 
     let changes = watch::watch_file(&settings.mesh_file);
-    let options = Options { cluster_id: settings.cluster_id.clone() };
+    let options = Options {
+        cluster_id: settings.cluster_id.clone(),
+    };
     let first = file::read(&settings.mesh_file, &options)?;
     feed::warn_about(&settings.mesh_file, &first);
     let mesh = LiveMesh::new(first.snapshot());
@@ -133,8 +137,11 @@ async fn serve(
 }
 
 fn ca_config(settings: &Settings) -> CaClientConfig {
-    let mut config =
-        CaClientConfig::new(settings.ca_address.clone(), settings.ca_root.clone(), settings.token_file.clone());
+    let mut config = CaClientConfig::new(
+        settings.ca_address.clone(),
+        settings.ca_root.clone(),
+        settings.token_file.clone(),
+    );
     config.cluster_id = settings.cluster_id.to_string();
     config.ttl = settings.certificate_ttl;
     config
@@ -154,16 +161,24 @@ async fn serve_edges(
     let metrics = listen(settings.metrics).await?;
     let administration = listen(settings.admin).await?;
     tokio::spawn(admin::serve_ready(ready, readiness.clone(), drain.clone()));
-    tokio::spawn(admin::serve_metrics(metrics, Arc::clone(telemetry), drain.clone()));
-    let admin = Admin { dump: Arc::new(pods.clone()), log: log.clone(), shutdown: Arc::clone(stop) };
+    tokio::spawn(admin::serve_metrics(
+        metrics,
+        Arc::clone(telemetry),
+        drain.clone(),
+    ));
+    let admin = Admin {
+        dump: Arc::new(pods.clone()),
+        log: log.clone(),
+        shutdown: Arc::clone(stop),
+    };
     tokio::spawn(admin::serve_admin(administration, admin, drain.clone()));
     Ok(())
 }
 
 async fn listen(address: std::net::SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("listening on {address}; if another node runs here, give this one other ports"))
+    TcpListener::bind(address).await.with_context(|| {
+        format!("listening on {address}; if another node runs here, give this one other ports")
+    })
 }
 
 /// Waits for SIGTERM, SIGINT or `/quitquitquit`; says which.

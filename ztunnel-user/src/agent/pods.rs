@@ -87,7 +87,16 @@ impl Pods {
             .with_context(|| format!("opening the records in {}", settings.run_dir.display()))?;
         let state = Mutex::default();
         Ok(Self {
-            inner: Arc::new(Inner { settings, kernel, mesh, secrets, telemetry, workers, records, state }),
+            inner: Arc::new(Inner {
+                settings,
+                kernel,
+                mesh,
+                secrets,
+                telemetry,
+                workers,
+                records,
+                state,
+            }),
         })
     }
 
@@ -117,14 +126,20 @@ impl Pods {
         }
         self.capture(name, &workload, netns).await?;
         let addresses: Vec<String> = workload.workload_ips.iter().map(ToString::to_string).collect();
-        Ok(format!("{name} is enrolled: {} as {}", addresses.join(", "), workload.identity()))
+        Ok(format!(
+            "{name} is enrolled: {} as {}",
+            addresses.join(", "),
+            workload.identity()
+        ))
     }
 
     /// Puts the pod into the mesh. The order keeps every step harmless if the next one fails: what the maps say
     /// counts only once programs hang.
     async fn capture(&self, name: &PodName, workload: &Workload, netns: Arc<Netns>) -> Result<()> {
         let inner = &self.inner;
-        let addresses = netns.enter(node::local_addresses)?.context("reading the pod's addresses")?;
+        let addresses = netns
+            .enter(node::local_addresses)?
+            .context("reading the pod's addresses")?;
         check_addresses(name, workload, &netns, &addresses)?;
         let again = inner.lock().entries.remove(name);
         let generation = inner.next_generation();
@@ -139,7 +154,11 @@ impl Pods {
                 return Err(error);
             }
         };
-        let record = Record { pod: name.clone(), netns: netns.path().to_owned(), cookie: netns.cookie() };
+        let record = Record {
+            pod: name.clone(),
+            netns: netns.path().to_owned(),
+            cookie: netns.cookie(),
+        };
         if let Err(error) = inner.records.write(&record) {
             tracing::error!(pod = %name, %error, "the pod is enrolled, but a restart will not find it again");
         }
@@ -180,14 +199,27 @@ impl Pods {
             let listeners = PodListeners::open(netns, tables)?;
             crate::proxy::start(&pod, listeners, &watch, &inner.workers);
         }
-        tables.set_pod(cookie, PodRecord { state: STATE_ENROLLED, generation })?;
+        tables.set_pod(
+            cookie,
+            PodRecord {
+                state: STATE_ENROLLED,
+                generation,
+            },
+        )?;
         let links = match again {
             // Its programs still hang, for connections that outlived its release.
             Some(entry) => entry.links,
             None => netns.enter(|| inner.kernel.attach(netns.as_fd(), cookie))??,
         };
         let (netns, addresses) = (Arc::clone(netns), addresses.to_vec());
-        Ok(Entry { netns, addresses, links, pod, serving: Some(serving), generation })
+        Ok(Entry {
+            netns,
+            addresses,
+            links,
+            pod,
+            serving: Some(serving),
+            generation,
+        })
     }
 
     async fn unenroll(&self, name: &PodName) -> Result<String> {
@@ -202,7 +234,10 @@ impl Pods {
             let Some(serving) = entry.serving.take() else {
                 return Ok(format!("{name} is released already"));
             };
-            let record = PodRecord { state: STATE_RELEASED, generation: entry.generation };
+            let record = PodRecord {
+                state: STATE_RELEASED,
+                generation: entry.generation,
+            };
             if let Err(error) = inner.kernel.tables().set_pod(entry.netns.cookie(), record) {
                 entry.serving = Some(serving);
                 return Err(error.into());
@@ -216,7 +251,9 @@ impl Pods {
             let _ = serving.start(drain::Mode::Graceful, FOR_EVER).await;
             pods.finish_release(&pod, generation).await;
         });
-        Ok(format!("{name} is released; connections that are open run to their end"))
+        Ok(format!(
+            "{name} is released; connections that are open run to their end"
+        ))
     }
 
     /// The last connection of a released pod is gone: nothing of ours stays in its namespace.
@@ -284,7 +321,9 @@ impl Pods {
     /// As [`Self::capture`], but a failure leaves the pod as it is: captured, and refused.
     async fn capture_again(&self, name: &PodName, workload: &Workload, netns: Arc<Netns>) -> Result<()> {
         let inner = &self.inner;
-        let addresses = netns.enter(node::local_addresses)?.context("reading the pod's addresses")?;
+        let addresses = netns
+            .enter(node::local_addresses)?
+            .context("reading the pod's addresses")?;
         check_addresses(name, workload, &netns, &addresses)?;
         node::lay(&netns, &addresses).await?;
         let entry = self.attach(name, &netns, &addresses, inner.next_generation(), None)?;
@@ -326,7 +365,9 @@ impl Pods {
                 .filter(|(_, entry)| !entry.netns.is_current())
                 .map(|(name, _)| name.clone())
                 .collect();
-            gone.into_iter().filter_map(|name| state.entries.remove_entry(&name)).collect()
+            gone.into_iter()
+                .filter_map(|name| state.entries.remove_entry(&name))
+                .collect()
         };
         for (name, entry) in gone {
             self.inner.forget(&name, entry.netns.cookie());
@@ -342,7 +383,12 @@ impl Pods {
     fn follow_devices(&self) {
         let mut state = self.inner.lock();
         for (name, entry) in &mut state.entries {
-            let Entry { netns, links, addresses, .. } = entry;
+            let Entry {
+                netns,
+                links,
+                addresses,
+                ..
+            } = entry;
             let looked = netns.enter(|| (links.follow_devices(), node::local_addresses()));
             let Ok((devices, now)) = looked else { continue };
             match devices {
@@ -351,7 +397,9 @@ impl Pods {
                 Err(error) => tracing::error!(pod = %name, %error, "a new device of the pod is not captured"),
             }
             for ip in now.unwrap_or_default() {
-                if !addresses.contains(&ip) && self.inner.kernel.tables().add_pod_ip(netns.cookie(), ip).is_ok() {
+                if !addresses.contains(&ip)
+                    && self.inner.kernel.tables().add_pod_ip(netns.cookie(), ip).is_ok()
+                {
                     addresses.push(ip);
                 }
             }
@@ -360,10 +408,17 @@ impl Pods {
 
     /// Stops serving every pod: open connections may go on until the deadline. The pods stay captured.
     pub async fn drain(&self, deadline: Duration) {
-        let serving: Vec<drain::Trigger> =
-            self.inner.lock().entries.values_mut().filter_map(|entry| entry.serving.take()).collect();
-        let mut drains: JoinSet<drain::Drained> =
-            serving.into_iter().map(|trigger| trigger.start(drain::Mode::Graceful, deadline)).collect();
+        let serving: Vec<drain::Trigger> = self
+            .inner
+            .lock()
+            .entries
+            .values_mut()
+            .filter_map(|entry| entry.serving.take())
+            .collect();
+        let mut drains: JoinSet<drain::Drained> = serving
+            .into_iter()
+            .map(|trigger| trigger.start(drain::Mode::Graceful, deadline))
+            .collect();
         let mut cut = 0;
         while let Some(drained) = drains.join_next().await {
             cut += usize::from(!matches!(drained, Ok(drain::Drained::Finished)));
@@ -375,7 +430,11 @@ impl Pods {
 
     pub(super) fn each<T>(&self, mut see: impl FnMut(&PodName, &Arc<Pod>) -> T) -> Vec<T> {
         let state = self.inner.lock();
-        state.entries.iter().map(|(name, entry)| see(name, &entry.pod)).collect()
+        state
+            .entries
+            .iter()
+            .map(|(name, entry)| see(name, &entry.pod))
+            .collect()
     }
 
     pub(super) fn pending(&self) -> Vec<PodName> {
@@ -407,7 +466,11 @@ impl Inner {
             .workload_named(name.namespace(), name.name())
             .with_context(|| format!("no workload {name} in {file}; add it there"))?;
         if workload.node != self.settings.node {
-            anyhow::bail!("{file} places {name} on node `{}`, this is `{}`", workload.node, self.settings.node);
+            anyhow::bail!(
+                "{file} places {name} on node `{}`, this is `{}`",
+                workload.node,
+                self.settings.node
+            );
         }
         Ok(Arc::clone(workload))
     }
@@ -419,7 +482,10 @@ impl Inner {
             *other != name && entry.netns.cookie() == netns.cookie() && entry.serving.is_some()
         });
         if let Some((other, _)) = taken {
-            anyhow::bail!("{} is the namespace of {other}, which is enrolled", netns.path().display());
+            anyhow::bail!(
+                "{} is the namespace of {other}, which is enrolled",
+                netns.path().display()
+            );
         }
         match state.entries.get(name) {
             Some(entry) if entry.netns.cookie() == netns.cookie() => Ok(entry.serving.is_some()),
@@ -477,7 +543,11 @@ fn check_addresses(name: &PodName, workload: &Workload, netns: &Netns, addresses
         anyhow::bail!(
             "the mesh gives {name} the address {missing}, but {} has {}",
             netns.path().display(),
-            if found.is_empty() { "none".to_owned() } else { found.join(", ") }
+            if found.is_empty() {
+                "none".to_owned()
+            } else {
+                found.join(", ")
+            }
         );
     }
     Ok(())

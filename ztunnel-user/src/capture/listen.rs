@@ -22,6 +22,11 @@ use crate::{
 const NOWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1));
 /// For IPv4: TEST-NET-1 (RFC 5737).
 const NOWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+/// Whether an address is one that hidden listeners are bound to. Nobody has business there.
+pub fn is_hidden(ip: IpAddr) -> bool {
+    ip == NOWHERE_V4 || ip == NOWHERE_V6
+}
+
 /// Connections that may wait for accept(); the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 

@@ -12,7 +12,12 @@ use crate::{
 #[derive(Args, Clone, Debug)]
 struct AgentArgs {
     /// The agent's run directory.
-    #[arg(long, env = "ZTUNNEL_RUN_DIR", default_value = "/run/ztunnel", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "ZTUNNEL_RUN_DIR",
+        default_value = "/run/ztunnel",
+        value_name = "DIR"
+    )]
     run_dir: PathBuf,
 }
 
@@ -41,7 +46,12 @@ pub(super) struct UnenrollArgs {
 #[derive(Args, Clone, Debug)]
 pub(super) struct CleanupArgs {
     /// Where the node pinned its programs and maps.
-    #[arg(long, env = "ZTUNNEL_BPF_DIR", default_value = "/sys/fs/bpf/ztunnel", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "ZTUNNEL_BPF_DIR",
+        default_value = "/sys/fs/bpf/ztunnel",
+        value_name = "DIR"
+    )]
     bpf_dir: PathBuf,
     #[command(flatten)]
     agent: AgentArgs,
@@ -49,7 +59,10 @@ pub(super) struct CleanupArgs {
 
 pub(super) async fn enroll(args: EnrollArgs) -> anyhow::Result<()> {
     if args.netns.starts_with("/proc/self") || args.netns.starts_with("/proc/thread-self") {
-        anyhow::bail!("{} is this command's own; name the pod's as /proc/PID/ns/net", args.netns.display());
+        anyhow::bail!(
+            "{} is this command's own; name the pod's as /proc/PID/ns/net",
+            args.netns.display()
+        );
     }
     let netns = std::path::absolute(args.netns)?;
     tell(&args.agent, &Request::Enroll { pod: args.pod, netns }).await

@@ -61,7 +61,19 @@ impl LogArgs {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => {
+            // Where the terminal is gone there is nobody to tell.
+            let _ = usage.print();
+            // Scripts are promised 1 for every refusal; clap's own would be 2.
+            return if usage.use_stderr() {
+                ExitCode::FAILURE
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
     let ran = match cli.command {
         Command::Run(args) => run::run(*args),
         Command::Serve(args) => block_on(serve::serve(args)),
@@ -91,7 +103,11 @@ fn check_file(file: &std::path::Path) -> ExitCode {
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(work)
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(work)
 }
 
 /// For the person at the terminal, who may not look at the log.

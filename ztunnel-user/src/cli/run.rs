@@ -35,10 +35,20 @@ pub(super) struct RunArgs {
     #[arg(long, env = "AUTH_TOKEN", value_name = "FILE")]
     token_file: PathBuf,
     /// Control socket and records of enrolled pods; one per node on a machine.
-    #[arg(long, env = "ZTUNNEL_RUN_DIR", default_value = "/run/ztunnel", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "ZTUNNEL_RUN_DIR",
+        default_value = "/run/ztunnel",
+        value_name = "DIR"
+    )]
     run_dir: PathBuf,
     /// Where programs and maps are pinned; one per node on a machine, on a bpf file system.
-    #[arg(long, env = "ZTUNNEL_BPF_DIR", default_value = "/sys/fs/bpf/ztunnel", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "ZTUNNEL_BPF_DIR",
+        default_value = "/sys/fs/bpf/ztunnel",
+        value_name = "DIR"
+    )]
     bpf_dir: PathBuf,
     /// Cluster of workloads that name none.
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes", value_name = "NAME")]
@@ -68,7 +78,13 @@ pub(super) struct RunArgs {
     #[arg(long, env = "ZTUNNEL_WORKER_THREADS", value_name = "N")]
     worker_threads: Option<usize>,
     /// How tc programs are attached.
-    #[arg(long, env = "ZTUNNEL_TC_MODE", default_value = "auto", value_enum, value_name = "MODE")]
+    #[arg(
+        long,
+        env = "ZTUNNEL_TC_MODE",
+        default_value = "auto",
+        value_enum,
+        value_name = "MODE"
+    )]
     tc_mode: TcMode,
     /// Let the kernel half log its decisions (debugging; off costs nothing).
     #[arg(long, env = "ZTUNNEL_KERNEL_LOG")]
@@ -80,7 +96,10 @@ pub(super) struct RunArgs {
 /// Runs the node until it is told to stop.
 pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
     let log = args.log.init()?;
-    let kernel = KernelOptions { tc: args.tc_mode, debug: args.kernel_log };
+    let kernel = KernelOptions {
+        tc: args.tc_mode,
+        debug: args.kernel_log,
+    };
     agent::run(settings(args)?, kernel, &log)
 }
 

@@ -54,7 +54,11 @@ mod tests {
     #[test]
     fn a_quarter_of_the_processors_carries_connections_but_never_less_than_two() {
         for (processors, workers) in [(1, 2), (2, 2), (8, 2), (9, 3), (64, 16)] {
-            assert_eq!(super::default_workers(processors), workers, "{processors} processors");
+            assert_eq!(
+                super::default_workers(processors),
+                workers,
+                "{processors} processors"
+            );
         }
     }
 }

@@ -39,12 +39,19 @@ impl Connections {
     pub fn list(self: &Arc<Self>, connection: Listed) -> ListedGuard {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(id, connection);
-        ListedGuard { connections: Arc::clone(self), id }
+        ListedGuard {
+            connections: Arc::clone(self),
+            id,
+        }
     }
 
     /// Every open connection, oldest first.
     pub fn all(&self) -> Vec<Listed> {
-        let mut all: Vec<_> = self.lock().iter().map(|(id, listed)| (*id, listed.clone())).collect();
+        let mut all: Vec<_> = self
+            .lock()
+            .iter()
+            .map(|(id, listed)| (*id, listed.clone()))
+            .collect();
         all.sort_by_key(|(id, _)| *id);
         all.into_iter().map(|(_, listed)| listed).collect()
     }

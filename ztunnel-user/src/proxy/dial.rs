@@ -64,7 +64,10 @@ impl UpstreamDialer {
         }
         // The pod calls itself through a service: announced, so that it finds our tunnel port and not the app's.
         let from = take_address(&socket, to.ip(), to).map_err(|error| failed(&error))?;
-        let passes = self.tables.announce_app_dial(self.netns.cookie(), from, to).map_err(internal)?;
+        let passes = self
+            .tables
+            .announce_app_dial(self.netns.cookie(), from, to)
+            .map_err(internal)?;
         let connected = connect(socket, to).await;
         drop(passes);
         connected
@@ -121,7 +124,10 @@ fn open(netns: &Netns, to: SocketAddr) -> io::Result<Socket> {
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(
-        &TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(KEEPALIVE_RETRIES),
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE)
+            .with_interval(KEEPALIVE)
+            .with_retries(KEEPALIVE_RETRIES),
     )?;
     Ok(socket)
 }
@@ -139,7 +145,11 @@ async fn connect(socket: Socket, to: SocketAddr) -> Result<TcpStream, CloseDetai
             };
             let waited = CONNECT_TIMEOUT.as_secs();
             let detail = CloseReason::ConnectTimeout.with(format!("{to}: no answer in {waited} s{hint}"));
-            Err(if hint.is_empty() { detail } else { detail.on_tunnel_port() })
+            Err(if hint.is_empty() {
+                detail
+            } else {
+                detail.on_tunnel_port()
+            })
         }
     }
 }
@@ -147,7 +157,9 @@ async fn connect(socket: Socket, to: SocketAddr) -> Result<TcpStream, CloseDetai
 /// Closes a client's connection with a reset: it was accepted before anybody knew that it could not be carried,
 /// and a plain end would look like an empty answer.
 pub(super) fn refuse(stream: TcpStream) {
-    let stream = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).map(|()| stream);
+    let stream = socket2::SockRef::from(&stream)
+        .set_linger(Some(Duration::ZERO))
+        .map(|()| stream);
     // Where the option fails the socket is gone already, and dropping it ends what is left.
     drop(stream);
 }

@@ -32,15 +32,24 @@ pub(super) const MESH_PORTS: [u16; 3] = [15001, 15006, HBONE_PORT];
 /// Serves one tunnel to its end.
 pub(super) async fn serve(pod: Arc<Pod>, captured: Captured, mut drain: drain::Watch) {
     let _open = pod.telemetry.socket_opened(Direction::Inbound);
-    let Captured { stream, client, original_dst } = captured;
+    let Captured {
+        stream,
+        client,
+        original_dst,
+    } = captured;
     let connection = Connection::new(Direction::Inbound, client, original_dst);
     let secured = async {
         let workload = pod.workload()?;
-        let certificate =
-            pod.secrets.certificate(&workload.identity()).await.map_err(|error| error.close_detail())?;
+        let certificate = pod
+            .secrets
+            .certificate(&workload.identity())
+            .await
+            .map_err(|error| error.close_detail())?;
         // Small frames of interactive traffic must not wait for the acknowledgement of earlier ones.
         let _ = stream.set_nodelay(true);
-        tls::accept(&certificate, stream).await.map_err(|error| error.close_detail())
+        tls::accept(&certificate, stream)
+            .await
+            .map_err(|error| error.close_detail())
     };
     let secured = tokio::select! {
         secured = secured => secured,
@@ -50,7 +59,13 @@ pub(super) async fn serve(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
         Ok(secured) => secured,
         Err(refusal) => return pod.telemetry.refuse(&connection, &refusal),
     };
-    let tunnel = Arc::new(Tunnel { pod: Arc::clone(&pod), peer, client, local: original_dst });
+    let tunnel = Arc::new(Tunnel {
+        pod: Arc::clone(&pod),
+        peer,
+        client,
+        local: original_dst,
+        drain: drain.clone(),
+    });
     if let Err(error) = serve_connection(stream, tunnel, drain).await {
         tracing::debug!(pod = %pod.name, %client, %error, "tunnel ended");
     }
@@ -63,6 +78,7 @@ struct Tunnel {
     client: SocketAddr,
     /// The pod's address and port 15008.
     local: SocketAddr,
+    drain: drain::Watch,
 }
 
 /// A refusal and the status that tells it to the peer.
@@ -75,28 +91,42 @@ impl Handler for Tunnel {
         responder: Responder,
     ) -> impl Future<Output = ()> + Send + 'static {
         let (pod, peer, client, local) = (Arc::clone(&self.pod), self.peer.clone(), self.client, self.local);
-        async move { Tunnel { pod, peer, client, local }.carry(request, responder).await }
+        let drain = self.drain.clone();
+        async move {
+            Tunnel {
+                pod,
+                peer,
+                client,
+                local,
+                drain,
+            }
+            .carry(request, responder)
+            .await
+        }
     }
 
     fn malformed(&self, error: &RequestError) {
         let mut connection = Connection::new(Direction::Inbound, self.client, self.local);
         connection.source.identity = Some(self.peer.id().clone());
-        self.pod.telemetry.refuse(&connection, &error.reason().with(error.to_string()));
+        self.pod
+            .telemetry
+            .refuse(&connection, &error.reason().with(error.to_string()));
     }
 }
 
 impl Tunnel {
     async fn carry(self, request: ConnectRequest, responder: Responder) {
         let mut connection = self.describe(&request);
-        let (workload, permit, mut judged) = match self.permit(&request, &mut connection) {
+        let permitted = self.permit(&request, &mut connection);
+        let tracker = self.pod.telemetry.open(connection);
+        let (workload, permit, mut judged) = match permitted {
             Ok(permitted) => permitted,
             Err((status, refusal)) => {
                 responder.refuse(status);
-                return self.pod.telemetry.refuse(&connection, &refusal);
+                return tracker.finish(Err(refusal));
             }
         };
         let target = permit.destination();
-        let tracker = self.pod.telemetry.open(connection);
         let _listed = self.pod.connections.list(Listed {
             direction: Direction::Inbound,
             src: self.client,
@@ -104,6 +134,7 @@ impl Tunnel {
             actual_dst: target,
             protocol: "HBONE",
         });
+        let mut drain = self.drain.clone();
         let dialled = self.dial(permit, responder, &workload).await;
         let (app, stream) = match dialled {
             Ok(dialled) => dialled,
@@ -114,6 +145,7 @@ impl Tunnel {
         let end = tokio::select! {
             end = relay(app, stream.into(), &counters) => end.map(drop).map_err(|lost| lost.detail()),
             revoked = judged.revoked() => Err(revoked),
+            () = drain.cut() => Err(CloseReason::Drained.with("")),
         };
         tracker.finish(end);
     }
@@ -126,16 +158,27 @@ impl Tunnel {
         // An address alone proves nothing; it must be a workload with the identity that was proved.
         let source = snapshot.workload_at(&NetworkId::default(), self.client.ip());
         connection.source = Peer {
-            workload: source.filter(|workload| workload.identity() == *self.peer.id()).cloned(),
+            workload: source
+                .filter(|workload| workload.identity() == *self.peer.id())
+                .cloned(),
             identity: Some(self.peer.id().clone()),
         };
         if let Some(workload) = self.pod.workload_in(&snapshot) {
-            let host = request.forwarded.as_ref().and_then(|forwarded| forwarded.host.as_deref());
+            let host = request
+                .forwarded
+                .as_ref()
+                .and_then(|forwarded| forwarded.host.as_deref());
             connection.service = host
-                .and_then(|host| snapshot.services_of(&workload).find(|service| service.hostname.as_str() == host))
+                .and_then(|host| {
+                    snapshot
+                        .services_of(&workload)
+                        .find(|service| service.hostname.as_str() == host)
+                })
                 .cloned();
-            connection.destination =
-                Peer { identity: Some(workload.identity()), workload: Some(workload) };
+            connection.destination = Peer {
+                identity: Some(workload.identity()),
+                workload: Some(workload),
+            };
         }
         connection
     }
@@ -154,7 +197,9 @@ impl Tunnel {
         }
         let port = self.port(&request.authority, &workload, connection)?;
         if MESH_PORTS.contains(&port) {
-            return Err(unavailable(CloseReason::SelfCall.with(format!("port {port} is the mesh's own"))));
+            return Err(unavailable(
+                CloseReason::SelfCall.with(format!("port {port} is the mesh's own")),
+            ));
         }
         let facts = Facts {
             source: Some(self.peer.id().clone()),
@@ -182,11 +227,16 @@ impl Tunnel {
             Authority::Host { host, port } => {
                 let snapshot = self.pod.mesh.load();
                 let services = snapshot.services_by_hostname(host);
-                let own = services.iter().find(|service| service.namespace == workload.namespace);
+                let own = services
+                    .iter()
+                    .find(|service| service.namespace == workload.namespace);
                 let unavailable =
                     |reason: CloseReason, detail| (StatusCode::SERVICE_UNAVAILABLE, reason.with(detail));
                 let service = own.or(services.first()).ok_or_else(|| {
-                    unavailable(CloseReason::UnknownDestination, format!("no service has hostname {host}"))
+                    unavailable(
+                        CloseReason::UnknownDestination,
+                        format!("no service has hostname {host}"),
+                    )
                 })?;
                 connection.service = Some(Arc::clone(service));
                 let endpoint = snapshot
@@ -195,7 +245,10 @@ impl Tunnel {
                     .find(|endpoint| endpoint.workload.uid == workload.uid)
                     .and_then(|endpoint| endpoint.ports.target(*port));
                 endpoint.or_else(|| service.ports.target(*port)).ok_or_else(|| {
-                    unavailable(CloseReason::NoServicePort, format!("service {host} has no port {port} here"))
+                    unavailable(
+                        CloseReason::NoServicePort,
+                        format!("service {host} has no port {port} here"),
+                    )
                 })
             }
         }
@@ -208,9 +261,11 @@ impl Tunnel {
         mut responder: Responder,
         workload: &Workload,
     ) -> Result<(Endpoint, HboneStream), CloseDetail> {
+        let mut drain = self.drain;
         let dialled = tokio::select! {
             dialled = self.pod.app.connect(permit, Client::Verified(self.peer)) => dialled,
             () = responder.abandoned() => return Err(CloseReason::Reset.with("client gave up")),
+            () = drain.cut() => return Err(CloseReason::Drained.with("while connecting")),
         };
         let app = match dialled {
             Ok(app) => app,

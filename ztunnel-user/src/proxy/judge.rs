@@ -28,7 +28,14 @@ pub(super) fn judge(pod: &Arc<Pod>, facts: Facts) -> Result<(Permit, Judged), Cl
     let changes = pod.mesh.subscribe();
     let permit = decide(pod, &facts).map_err(|(_, detail)| detail)?;
     note_dry_run(pod, permit.dry_run());
-    Ok((permit, Judged { pod: Arc::clone(pod), facts, changes }))
+    Ok((
+        permit,
+        Judged {
+            pod: Arc::clone(pod),
+            facts,
+            changes,
+        },
+    ))
 }
 
 impl Judged {

@@ -13,7 +13,7 @@ use super::{
     dial::{self, UpstreamDialer},
 };
 use crate::{
-    capture::Captured,
+    capture::{self, Captured},
     drain,
     hbone::{Authority, ConnectHead, Dialer, TunnelKey, headers},
     identity::{SecretStore, SpiffeId},
@@ -26,22 +26,31 @@ use crate::{
 /// Carries one captured connection to its end.
 pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::Watch) {
     let _open = pod.telemetry.socket_opened(Direction::Outbound);
-    let Captured { stream, client, original_dst } = captured;
+    let Captured {
+        stream,
+        client,
+        original_dst,
+    } = captured;
     let mut connection = Connection::new(Direction::Outbound, client, original_dst);
-    let route = match route(&pod, &mut connection) {
+    let route = route(&pod, &mut connection);
+    let tracker = pod.telemetry.open(connection);
+    let route = match route {
         Ok(route) => route,
         Err(refusal) => {
-            pod.telemetry.refuse(&connection, &refusal);
+            tracker.finish(Err(refusal));
             return dial::refuse(stream);
         }
     };
-    let tracker = pod.telemetry.open(connection);
     let _listed = pod.connections.list(Listed {
         direction: Direction::Outbound,
         src: client,
         original_dst: original_dst.to_string(),
         actual_dst: tracker.connection().dst,
-        protocol: if tracker.connection().hbone_target.is_some() { "HBONE" } else { "TCP" },
+        protocol: if tracker.connection().hbone_target.is_some() {
+            "HBONE"
+        } else {
+            "TCP"
+        },
     });
     let upstream = tokio::select! {
         upstream = reach(&pod, tracker.connection(), &route) => upstream,
@@ -66,10 +75,13 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
 fn route(pod: &Pod, connection: &mut Connection) -> Result<Route, CloseDetail> {
     let source = pod.workload()?;
     connection.source = Peer::plaintext(Some(Arc::clone(&source)));
-    if pod.owns(connection.dst.ip()) {
+    if pod.owns(connection.dst.ip()) || capture::is_hidden(connection.dst.ip()) {
         return Err(CloseReason::SelfCall.with(format!("{} is the pod's own address", connection.dst)));
     }
-    let flow = Flow { source: Arc::clone(&source), original_dst: connection.dst };
+    let flow = Flow {
+        source: Arc::clone(&source),
+        original_dst: connection.dst,
+    };
     let route = resolve(&pod.mesh.load(), &flow, &mut rand::rng())
         .map_err(|unroutable| unroutable.reason().with(unroutable.to_string()))?;
     match &route {
@@ -77,8 +89,10 @@ fn route(pod: &Pod, connection: &mut Connection) -> Result<Route, CloseDetail> {
             connection.dst = hbone.tunnel;
             connection.hbone_target = Some(hbone.authority.as_str().into());
             connection.source.identity = Some(source.identity());
-            connection.destination =
-                Peer { workload: Some(Arc::clone(&hbone.destination)), identity: hbone.expected.first().cloned() };
+            connection.destination = Peer {
+                workload: Some(Arc::clone(&hbone.destination)),
+                identity: hbone.expected.first().cloned(),
+            };
             connection.service.clone_from(&hbone.service);
         }
         Route::Tcp(tcp) => {
@@ -102,7 +116,11 @@ async fn reach(pod: &Pod, connection: &Connection, route: &Route) -> Result<Endp
                 expected: hbone.expected.clone(),
             };
             let head = head(connection, hbone, &source)?;
-            let stream = pod.pool.connect(&key, &head).await.map_err(|error| error.detail())?;
+            let stream = pod
+                .pool
+                .connect(&key, &head)
+                .await
+                .map_err(|error| error.detail())?;
             Ok(Endpoint::Hbone(stream))
         }
     }
@@ -110,10 +128,18 @@ async fn reach(pod: &Pod, connection: &Connection, route: &Route) -> Result<Endp
 
 /// The CONNECT request, with what Istio's peers expect to read about its client.
 fn head(connection: &Connection, hbone: &HboneRoute, source: &Workload) -> Result<ConnectHead, CloseDetail> {
-    let authority: Authority =
-        hbone.authority.parse().map_err(|error| CloseReason::Internal.with(format!("{error}")))?;
-    let host = connection.service.as_ref().map(|service| service.hostname.as_str().into());
-    let forwarded = headers::Forwarded { client: Some(connection.src), host };
+    let authority: Authority = hbone
+        .authority
+        .parse()
+        .map_err(|error| CloseReason::Internal.with(format!("{error}")))?;
+    let host = connection
+        .service
+        .as_ref()
+        .map(|service| service.hostname.as_str().into());
+    let forwarded = headers::Forwarded {
+        client: Some(connection.src),
+        host,
+    };
     let head = ConnectHead::new(&authority).map_err(|error| CloseReason::Internal.with(error.to_string()))?;
     Ok(head
         .baggage(&baggage(source))
@@ -154,7 +180,10 @@ impl TunnelDialer {
     }
 
     async fn certificate(&self, id: &SpiffeId) -> Result<Arc<tls::WorkloadCertificate>, CloseDetail> {
-        self.secrets.certificate(id).await.map_err(|error| error.close_detail())
+        self.secrets
+            .certificate(id)
+            .await
+            .map_err(|error| error.close_detail())
     }
 }
 

@@ -23,26 +23,36 @@ use crate::{
 /// Carries one captured connection to its end.
 pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::Watch) {
     let _open = pod.telemetry.socket_opened(Direction::Inbound);
-    let Captured { stream, client, original_dst } = captured;
+    let Captured {
+        stream,
+        client,
+        original_dst,
+    } = captured;
     let mut connection = Connection::new(Direction::Inbound, client, original_dst);
     let snapshot = pod.mesh.load();
-    connection.source =
-        Peer::plaintext(snapshot.workload_at(&NetworkId::default(), client.ip()).cloned());
+    connection.source = Peer::plaintext(snapshot.workload_at(&NetworkId::default(), client.ip()).cloned());
     connection.destination = Peer::plaintext(pod.workload_in(&snapshot));
     drop(snapshot);
     let permitted = if MESH_PORTS.contains(&original_dst.port()) {
         Err(CloseReason::SelfCall.with(format!("port {} is the mesh's own", original_dst.port())))
     } else {
-        judge::judge(&pod, Facts { source: None, source_ip: client.ip(), destination: original_dst })
+        judge::judge(
+            &pod,
+            Facts {
+                source: None,
+                source_ip: client.ip(),
+                destination: original_dst,
+            },
+        )
     };
+    let tracker = pod.telemetry.open(connection);
     let (permit, mut judged) = match permitted {
         Ok(permitted) => permitted,
         Err(refusal) => {
-            pod.telemetry.refuse(&connection, &refusal);
+            tracker.finish(Err(refusal));
             return dial::refuse(stream);
         }
     };
-    let tracker = pod.telemetry.open(connection);
     let _listed = pod.connections.list(Listed {
         direction: Direction::Inbound,
         src: client,

@@ -61,7 +61,11 @@ impl Pod {
     /// Puts a pod's parts together.
     pub fn new(parts: PodParts) -> Arc<Self> {
         let addresses: Arc<[IpAddr]> = parts.addresses.into();
-        let upstream = UpstreamDialer::new(Arc::clone(&parts.netns), Arc::clone(&parts.tables), Arc::clone(&addresses));
+        let upstream = UpstreamDialer::new(
+            Arc::clone(&parts.netns),
+            Arc::clone(&parts.tables),
+            Arc::clone(&addresses),
+        );
         let tunnels = TunnelDialer::new(upstream.clone(), Arc::clone(&parts.secrets));
         Arc::new(Self {
             name: parts.name,
@@ -93,7 +97,9 @@ impl Pod {
 
     /// The workload this pod is, in one snapshot.
     pub(super) fn workload_in(&self, snapshot: &crate::mesh::Snapshot) -> Option<Arc<Workload>> {
-        snapshot.workload_named(self.name.namespace(), self.name.name()).cloned()
+        snapshot
+            .workload_named(self.name.namespace(), self.name.name())
+            .cloned()
     }
 
     /// Whether an address is the pod's own: a connection to it never left the pod.

@@ -43,10 +43,24 @@ impl PodListeners {
 
 /// Serves the pod on `workers` until the drain; the drain's watchers are the connections.
 pub fn start(pod: &Arc<Pod>, listeners: PodListeners, drain: &drain::Watch, workers: &Handle) {
-    let PodListeners { outbound, hbone, plaintext } = listeners;
-    workers.spawn(accept_all(Arc::clone(pod), outbound, drain.clone(), outbound::carry));
+    let PodListeners {
+        outbound,
+        hbone,
+        plaintext,
+    } = listeners;
+    workers.spawn(accept_all(
+        Arc::clone(pod),
+        outbound,
+        drain.clone(),
+        outbound::carry,
+    ));
     workers.spawn(accept_all(Arc::clone(pod), hbone, drain.clone(), inbound::serve));
-    workers.spawn(accept_all(Arc::clone(pod), plaintext, drain.clone(), plaintext::carry));
+    workers.spawn(accept_all(
+        Arc::clone(pod),
+        plaintext,
+        drain.clone(),
+        plaintext::carry,
+    ));
 }
 
 async fn accept_all<F, Fut>(pod: Arc<Pod>, listener: Listener, drain: drain::Watch, carry: F)

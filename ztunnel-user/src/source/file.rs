@@ -54,10 +54,15 @@ impl fmt::Display for Problems {
 /// # Errors
 /// [`MeshFileError`], with everything that is wrong.
 pub fn read(path: &Path, options: &Options) -> Result<MeshFile, MeshFileError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| MeshFileError::Read { path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|source| MeshFileError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
     meshfile::parse(&text, options).map_err(|problems| MeshFileError::Wrong {
         path: path.to_owned(),
-        problems: Problems { path: path.to_owned(), problems },
+        problems: Problems {
+            path: path.to_owned(),
+            problems,
+        },
     })
 }

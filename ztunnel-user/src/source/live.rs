@@ -18,7 +18,10 @@ pub struct LiveMesh {
 impl LiveMesh {
     /// Starts with a first snapshot, generation 1.
     pub fn new(first: Snapshot) -> Arc<Self> {
-        Arc::new(Self { current: ArcSwap::from_pointee(first), generation: watch::Sender::new(1) })
+        Arc::new(Self {
+            current: ArcSwap::from_pointee(first),
+            generation: watch::Sender::new(1),
+        })
     }
 
     /// The current snapshot.

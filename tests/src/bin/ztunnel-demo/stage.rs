@@ -4,6 +4,9 @@ use std::fmt::Display;
 use std::process::ExitCode;
 use std::time::Instant;
 
+/// Characters of what was seen, at most.
+const LONGEST: usize = 400;
+
 /// The show so far.
 #[derive(Debug)]
 pub(crate) struct Stage {
@@ -50,10 +53,11 @@ impl Stage {
 
     /// One claim, and whether it holds; `detail` is what was seen.
     pub(crate) fn check(&mut self, claim: &str, holds: bool, detail: &str) {
-        let detail = if detail.is_empty() {
-            String::new()
-        } else {
-            format!(": {}", detail.trim())
+        let short: String = detail.trim().chars().take(LONGEST).collect();
+        let detail = match short.len() {
+            0 => short,
+            length if length < detail.trim().len() => format!(": {short} ..."),
+            _ => format!(": {short}"),
         };
         if holds {
             self.passed += 1;
