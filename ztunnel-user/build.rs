@@ -97,7 +97,6 @@ fn path_with_cargo_bin() -> Result<std::ffi::OsString> {
     Ok(env::join_paths(folders)?)
 }
 
-#[expect(clippy::print_stdout, reason = "how a build script speaks to cargo")]
 fn directive(line: &str) {
     println!("{line}");
 }

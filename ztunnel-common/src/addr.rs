@@ -76,6 +76,7 @@ impl From<Ip16> for core::net::IpAddr {
 #[cfg(all(test, feature = "user"))]
 mod tests {
     use core::net::IpAddr;
+    use std::string::ToString;
 
     use super::Ip16;
 

@@ -35,6 +35,8 @@ counters! {
     LEFT_RELEASED = 7, "left_released";
     /// A packet could not be turned back and was dropped.
     DROPPED_TURN_BACK = 8, "dropped_turn_back";
+    /// A TCP packet whose header could not be read (tiny fragments, too many extension headers) was dropped.
+    DROPPED_UNREADABLE = 9, "dropped_unreadable";
 }
 
 /// Entries of map `counters`; more than are used, so that adding a word does not change the ABI.

@@ -2,6 +2,9 @@
 //! the words for what the kernel did. Nothing here decides anything.
 #![no_std]
 
+#[cfg(test)]
+extern crate std;
+
 pub mod abi;
 
 pub mod addr;

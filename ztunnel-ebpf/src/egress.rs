@@ -15,7 +15,7 @@ use ztunnel_common::{
 use crate::{
     count::bump,
     maps::{POD, PODS},
-    packet::Tcp,
+    packet::{Read, Tcp},
     refuse,
     socket::{self, Sender},
     verdict::Packet,
@@ -28,8 +28,10 @@ const TC_ACT_REDIRECT: i32 = 7;
 /// The verdict on one outgoing packet.
 #[inline(always)]
 pub fn decide(ctx: &TcContext) -> Packet {
-    let Some(packet) = Tcp::parse(ctx) else {
-        return Packet::Continue;
+    let packet = match Read::packet(ctx) {
+        Read::Tcp(packet) => packet,
+        Read::Other => return Packet::Continue,
+        Read::Unreadable => return unreadable(),
     };
     let sender = Sender::of(ctx);
     let tag = match &sender {
@@ -48,6 +50,16 @@ pub fn decide(ctx: &TcContext) -> Packet {
         TAG_UNTOUCHED => Packet::Continue,
         _ => unjudged(ctx, &packet, sender.as_ref()),
     }
+}
+
+/// TCP that cannot be judged does not leave an enrolled pod.
+#[inline(always)]
+fn unreadable() -> Packet {
+    if pod_state() == Some(STATE_RELEASED) {
+        return Packet::Continue;
+    }
+    bump(counter::DROPPED_UNREADABLE);
+    Packet::Drop
 }
 
 #[inline(always)]

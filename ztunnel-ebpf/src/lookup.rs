@@ -31,12 +31,33 @@ pub fn decide(ctx: &SkLookupContext) -> Lookup {
     // SAFETY: the record is only replaced whole by the agent; one u32 is read.
     match unsafe { PODS.get(pod) }.map(|record| record.state) {
         Some(STATE_ENROLLED) => enrolled(ctx, pod, &arrival),
-        Some(STATE_RELEASED) => Lookup::Pass,
+        Some(STATE_RELEASED) => released(ctx, pod, &arrival),
         _ => {
             bump(counter::REFUSED_UNKNOWN_POD);
             Lookup::Refuse
         }
     }
+}
+
+/// A pod that has left the mesh takes its own connections. One that was turned back just before still finds the
+/// proxy's listener, which closes a little later; nobody else could answer for its destination.
+#[inline(always)]
+fn released(ctx: &SkLookupContext, pod: u64, arrival: &Arrival) -> Lookup {
+    let key = PodIp {
+        netns_cookie: pod,
+        ip: arrival.dst,
+    };
+    // SAFETY: only the presence of the entry is used.
+    if unsafe { POD_IPS.get(key) }.is_none() {
+        let key = ListenerKey {
+            netns_cookie: pod,
+            role: ROLE_OUTBOUND,
+            family: arrival.family,
+        };
+        // Without a listener it is an address of the pod that the agent has not seen: the pod's own affair.
+        let _ = LISTENERS.redirect_sk_lookup(ctx, key, 0);
+    }
+    Lookup::Pass
 }
 
 #[inline(always)]

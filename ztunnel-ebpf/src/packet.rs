@@ -1,5 +1,5 @@
-//! Reads the addresses, ports and flags of a TCP packet; the only place that knows header layouts. What is not
-//! plainly TCP is reported as absent, never guessed.
+//! Reads the addresses, ports and flags of a TCP packet; the only place that knows header layouts. What is TCP and
+//! cannot be read is reported as such, never taken for something else.
 
 use aya_ebpf::{bindings::__sk_buff, cty::c_void, helpers::bpf_skb_load_bytes_relative, programs::TcContext};
 use ztunnel_common::addr::Ip16;
@@ -44,53 +44,61 @@ pub struct Tcp {
     pub offset_and_flags: [u8; 2],
 }
 
-impl Tcp {
-    /// The packet's TCP header, if it has one that can be read.
+/// What a packet is to us.
+pub enum Read {
+    /// TCP, and its header.
+    Tcp(Tcp),
+    /// Something else, or a later fragment, which nobody can put together without the first.
+    Other,
+    /// TCP whose header is cut off by fragmentation, or hidden behind more extension headers than we follow. No
+    /// stack sends such a packet by itself.
+    Unreadable,
+}
+
+impl Read {
+    /// Reads a packet.
     #[inline(always)]
-    pub fn parse(ctx: &TcContext) -> Option<Self> {
+    pub fn packet(ctx: &TcContext) -> Self {
         match protocol(ctx) {
-            ETH_P_IP => Self::parse_v4(ctx),
-            ETH_P_IPV6 => Self::parse_v6(ctx),
-            _ => None,
+            ETH_P_IP => Self::v4(ctx),
+            ETH_P_IPV6 => Self::v6(ctx),
+            _ => Self::Other,
         }
     }
 
-    /// The first packet of a connection, and no other.
     #[inline(always)]
-    pub fn opens_connection(&self) -> bool {
-        self.offset_and_flags[1] & (FLAG_SYN | FLAG_ACK) == FLAG_SYN
-    }
-
-    #[inline(always)]
-    fn parse_v4(ctx: &TcContext) -> Option<Self> {
-        let ip: [u8; 20] = load(ctx, 0)?;
+    fn v4(ctx: &TcContext) -> Self {
+        let Some(ip) = load::<20>(ctx, 0) else {
+            return Self::Unreadable;
+        };
         let later_fragment = u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff != 0;
         if ip[9] != IPPROTO_TCP || later_fragment {
-            return None;
+            return Self::Other;
         }
-        let header_len = u32::from(ip[0] & 0x0f) * 4;
-        let tcp: [u8; 14] = load(ctx, header_len)?;
-        Some(Self {
-            family: Family::V4,
-            src: Ip16::from_v4([ip[12], ip[13], ip[14], ip[15]]),
-            dst: Ip16::from_v4([ip[16], ip[17], ip[18], ip[19]]),
-            src_port: [tcp[0], tcp[1]],
-            dst_port: [tcp[2], tcp[3]],
-            seq: [tcp[4], tcp[5], tcp[6], tcp[7]],
-            tcp_offset: header_len,
-            offset_and_flags: [tcp[12], tcp[13]],
-        })
+        let src = Ip16::from_v4([ip[12], ip[13], ip[14], ip[15]]);
+        let dst = Ip16::from_v4([ip[16], ip[17], ip[18], ip[19]]);
+        Self::tcp(ctx, Family::V4, src, dst, u32::from(ip[0] & 0x0f) * 4)
     }
 
     #[inline(always)]
-    fn parse_v6(ctx: &TcContext) -> Option<Self> {
-        let fixed: [u8; 8] = load(ctx, 0)?;
-        let src = Ip16(load(ctx, 8)?);
-        let dst = Ip16(load(ctx, 24)?);
-        let offset = skip_extension_headers(ctx, fixed[6])?;
-        let tcp: [u8; 14] = load(ctx, offset)?;
-        Some(Self {
-            family: Family::V6,
+    fn v6(ctx: &TcContext) -> Self {
+        let (Some(fixed), Some(src), Some(dst)) = (load::<8>(ctx, 0), load(ctx, 8), load(ctx, 24)) else {
+            return Self::Unreadable;
+        };
+        match skip_extension_headers(ctx, fixed[6]) {
+            Behind::Tcp(offset) => Self::tcp(ctx, Family::V6, Ip16(src), Ip16(dst), offset),
+            Behind::Other => Self::Other,
+            Behind::TooFar => Self::Unreadable,
+        }
+    }
+
+    #[inline(always)]
+    fn tcp(ctx: &TcContext, family: Family, src: Ip16, dst: Ip16, offset: u32) -> Self {
+        let Some(tcp) = load::<14>(ctx, offset) else {
+            return Self::Unreadable;
+        };
+        Self::Tcp(Tcp {
+            family,
             src,
             dst,
             src_port: [tcp[0], tcp[1]],
@@ -102,31 +110,50 @@ impl Tcp {
     }
 }
 
-/// Offset of the TCP header behind hop-by-hop (0), routing (43), destination (60) and first-fragment (44) headers.
+impl Tcp {
+    /// The first packet of a connection, and no other.
+    #[inline(always)]
+    pub fn opens_connection(&self) -> bool {
+        self.offset_and_flags[1] & (FLAG_SYN | FLAG_ACK) == FLAG_SYN
+    }
+}
+
+/// What stands behind the extension headers of an IPv6 packet.
+enum Behind {
+    /// TCP, at this offset.
+    Tcp(u32),
+    Other,
+    TooFar,
+}
+
+/// Looks through hop-by-hop (0), routing (43), destination (60), authentication (51) and first-fragment (44)
+/// headers.
 #[inline(always)]
-fn skip_extension_headers(ctx: &TcContext, first: u8) -> Option<u32> {
+fn skip_extension_headers(ctx: &TcContext, first: u8) -> Behind {
     let mut next = first;
     let mut offset = 40u32;
     for _ in 0..MAX_EXTENSION_HEADERS {
         match next {
-            IPPROTO_TCP => return Some(offset),
-            0 | 43 | 60 => {
-                let header: [u8; 2] = load(ctx, offset)?;
-                next = header[0];
-                offset += (u32::from(header[1]) + 1) * 8;
-            }
-            44 => {
-                let header: [u8; 8] = load(ctx, offset)?;
-                if u16::from_be_bytes([header[2], header[3]]) & 0xfff8 != 0 {
-                    return None;
+            IPPROTO_TCP => return Behind::Tcp(offset),
+            0 | 43 | 44 | 51 | 60 => {
+                let Some(header) = load::<8>(ctx, offset) else {
+                    return Behind::TooFar;
+                };
+                let fragment = next == 44;
+                if fragment && u16::from_be_bytes([header[2], header[3]]) & 0xfff8 != 0 {
+                    return Behind::Other;
                 }
+                offset += match next {
+                    44 => 8,
+                    51 => (u32::from(header[1]) + 2) * 4,
+                    _ => (u32::from(header[1]) + 1) * 8,
+                };
                 next = header[0];
-                offset += 8;
             }
-            _ => return None,
+            _ => return Behind::Other,
         }
     }
-    None
+    Behind::TooFar
 }
 
 #[inline(always)]

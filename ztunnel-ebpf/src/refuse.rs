@@ -32,6 +32,14 @@ pub fn with_reset(ctx: &TcContext, packet: &Tcp) -> Packet {
 
 #[inline(always)]
 fn rewrite(ctx: &TcContext, packet: &Tcp) -> Result<(), i64> {
+    let link_type: [u8; 2] = ctx.load(NETWORK - 2)?;
+    let expected: u16 = match packet.family {
+        Family::V4 => 0x0800,
+        Family::V6 => 0x86dd,
+    };
+    if u16::from_be_bytes(link_type) != expected {
+        return Err(-1);
+    }
     // Swapped addresses and ports leave every checksum as it is.
     match packet.family {
         Family::V4 => {

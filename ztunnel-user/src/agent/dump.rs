@@ -14,7 +14,7 @@ use crate::{
 
 impl DumpSource for Pods {
     fn mesh(&self) -> Arc<Snapshot> {
-        self.parts().1.load()
+        self.live_mesh().load()
     }
 
     fn workload_states(&self) -> BTreeMap<Uid, WorkloadState> {
@@ -30,11 +30,11 @@ impl DumpSource for Pods {
     }
 
     fn certificates(&self) -> Vec<CertificateInfo> {
-        self.parts().2.dump()
+        self.secrets().dump()
     }
 
     fn config(&self) -> serde_json::Value {
-        let settings = self.parts().0;
+        let settings = self.settings();
         serde_json::json!({
             "localNode": settings.node,
             "clusterId": settings.cluster_id,
@@ -47,12 +47,12 @@ impl DumpSource for Pods {
             "adminAddr": settings.admin,
             "numWorkerThreads": settings.workers,
             "selfTerminationDeadline": { "secs": settings.drain.as_secs(), "nanos": settings.drain.subsec_nanos() },
-            "meshGeneration": self.parts().1.generation(),
+            "meshGeneration": self.live_mesh().generation(),
         })
     }
 
     fn static_config(&self) -> serde_json::Value {
-        serde_json::json!({ "localXdsPath": self.parts().0.mesh_file })
+        serde_json::json!({ "localXdsPath": self.settings().mesh_file })
     }
 
     fn version(&self) -> String {

@@ -13,7 +13,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use tokio::{net::TcpListener, runtime, sync::Notify};
 
-pub use pods::Pods;
+pub use pods::{Pods, PodsParts};
 
 use crate::{
     admin::{self, Admin, Readiness},
@@ -85,6 +85,7 @@ async fn serve(
     let mesh = LiveMesh::new(first.snapshot());
     telemetry.mesh_replaced(mesh.generation());
 
+    let tc = kernel_options.tc.word(host.tcx);
     let kernel = Kernel::open(&settings.bpf_dir, kernel_options.tc, kernel_options.debug)?;
     telemetry.watch_kernel(Arc::new(Counted(Arc::clone(kernel.tables()))));
     let secrets = SecretStore::new(ca_config(&settings), Arc::new(SystemClock))?;
@@ -93,21 +94,21 @@ async fn serve(
     let certificates = readiness.wait_for("certificates from the CA");
     let pods_restored = readiness.wait_for("pods enrolled earlier");
     let stop = Arc::new(Notify::new());
-    let pods = Pods::new(
-        settings.clone(),
-        Arc::new(kernel),
-        Arc::clone(&mesh),
-        Arc::clone(&secrets),
-        Arc::clone(&telemetry),
-        workers.clone(),
-    )?;
+    let pods = Pods::new(PodsParts {
+        settings: settings.clone(),
+        kernel: Arc::new(kernel),
+        mesh: Arc::clone(&mesh),
+        secrets: Arc::clone(&secrets),
+        telemetry: Arc::clone(&telemetry),
+        workers: workers.clone(),
+    })?;
     let (edges, edge_drain) = drain::channel();
     serve_edges(&settings, log, &pods, &readiness, &telemetry, &stop, &edge_drain).await?;
 
     tracing::info!(
         node = settings.node.as_str(),
         kernel = host.kernel,
-        tc = if host.tcx { "tcx" } else { "clsact" },
+        tc,
         workers = settings.workers,
         version = env!("CARGO_PKG_VERSION"),
         "starting"

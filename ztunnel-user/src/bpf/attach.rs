@@ -40,6 +40,15 @@ pub enum TcMode {
 }
 
 impl TcMode {
+    /// What is attached on a kernel that has tcx or not: the word in the log.
+    pub fn word(self, kernel_has_tcx: bool) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Auto if kernel_has_tcx => "tcx",
+            Self::Auto | Self::Clsact => "clsact",
+        }
+    }
+
     fn uses_links(self) -> bool {
         match self {
             Self::Tcx => true,

@@ -42,6 +42,8 @@ const LOG_FETCH: Duration = Duration::from_millis(200);
 /// Forwards the kernel half's log records to `tracing` (target of the program's module) for as long as the
 /// runtime lives. A failure leaves the records unread, which harms nothing, and is said once.
 pub(super) fn forward_logs(object: &mut Ebpf) {
+    // aya-log speaks to the `log` crate. A second bridge is none: the first does the work.
+    let _ = tracing_log::LogTracer::init();
     let mut logger = match aya_log::EbpfLogger::init(object) {
         Ok(logger) => logger,
         Err(error) => {

@@ -95,7 +95,11 @@ pub(super) struct RunArgs {
 
 /// Runs the node until it is told to stop.
 pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
-    let log = args.log.init()?;
+    let mut log = args.log.clone();
+    if args.kernel_log {
+        log.log_level.push_str(",ztunnel_ebpf=debug");
+    }
+    let log = log.init()?;
     let kernel = KernelOptions {
         tc: args.tc_mode,
         debug: args.kernel_log,

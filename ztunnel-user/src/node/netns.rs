@@ -106,10 +106,17 @@ impl Netns {
 
     /// Whether the path still leads to this namespace. When it does not, the pod is gone: what we hold open
     /// would otherwise keep the namespace alive for ever.
+    ///
+    /// Only a path that is not there, or leads elsewhere, says so. Failing to look (no descriptors left, say) does
+    /// not: releasing a pod for that would let it out of the mesh.
     pub fn is_current(&self) -> bool {
-        File::open(&self.path)
-            .and_then(|file| inode_of(&file))
-            .is_ok_and(|now| now == self.inode)
+        match std::fs::metadata(&self.path) {
+            Ok(now) => (now.dev(), now.ino()) == self.inode,
+            Err(error) => !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ),
+        }
     }
 
     /// Runs `work` with the calling thread in the namespace. `work` must not wait for other tasks: the thread

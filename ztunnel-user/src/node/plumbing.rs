@@ -100,7 +100,7 @@ pub async fn take_up(netns: &Netns, addresses: &[IpAddr]) -> Result<(), Plumbing
     Ok(())
 }
 
-/// Every address of the calling thread's namespace but loopback and link-local ones.
+/// Every address of the calling thread's namespace but loopback ones, link-local ones included.
 ///
 /// # Errors
 /// The system's.
@@ -111,7 +111,7 @@ pub fn local_addresses() -> io::Result<Vec<IpAddr>> {
             let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
             v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
         })
-        .filter(|ip| !ip.is_loopback() && !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()))
+        .filter(|ip| !ip.is_loopback())
         .collect();
     found.sort_unstable();
     found.dedup();
@@ -131,7 +131,8 @@ impl Family {
             .find_map(|ip| if let IpAddr::V4(v4) = ip { Some(*v4) } else { None });
         let v6 = addresses
             .iter()
-            .find_map(|ip| if let IpAddr::V6(v6) = ip { Some(*v6) } else { None });
+            .filter_map(|ip| if let IpAddr::V6(v6) = ip { Some(*v6) } else { None })
+            .find(|v6| !v6.is_unicast_link_local());
         v4.map(Self::V4).into_iter().chain(v6.map(Self::V6)).collect()
     }
 

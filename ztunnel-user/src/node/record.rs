@@ -78,6 +78,9 @@ pub struct Record {
     pub netns: PathBuf,
     /// The namespace's cookie when it was enrolled: a path can lead to another namespace later.
     pub cookie: u64,
+    /// It has left the mesh, and connections that it had then may still run.
+    #[serde(default)]
+    pub released: bool,
 }
 
 /// The folder of records.
@@ -170,10 +173,11 @@ mod tests {
             pod: "a/b".parse().unwrap(),
             netns: "/run/netns/x".into(),
             cookie: u64::MAX,
+            released: false,
         };
         records.write(&record).unwrap();
         std::fs::write(dir.path().join("pods/c_d.json"), "{").unwrap();
-        assert_eq!(records.all(), [record.clone()]);
+        assert_eq!(records.all(), std::slice::from_ref(&record));
         records.remove(&record.pod).unwrap();
         records.remove(&record.pod).unwrap();
         assert!(records.all().is_empty());

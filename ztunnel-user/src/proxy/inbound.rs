@@ -19,7 +19,7 @@ use crate::{
     drain,
     hbone::{Authority, ConnectRequest, Handler, HboneStream, RequestError, Responder, serve_connection},
     identity::VerifiedPeer,
-    mesh::{NetworkId, Workload},
+    mesh::Workload,
     policy::{Facts, Permit},
     reason::{CloseDetail, CloseReason},
     telemetry::{Connection, Direction, Peer},
@@ -156,14 +156,17 @@ impl Tunnel {
         connection.hbone_target = Some(request.authority.to_string().into());
         let snapshot = self.pod.mesh.load();
         // An address alone proves nothing; it must be a workload with the identity that was proved.
-        let source = snapshot.workload_at(&NetworkId::default(), self.client.ip());
+        let own = self.pod.workload_in(&snapshot);
+        let source = own
+            .as_ref()
+            .and_then(|own| snapshot.workload_at(&own.network, self.client.ip()));
         connection.source = Peer {
             workload: source
                 .filter(|workload| workload.identity() == *self.peer.id())
                 .cloned(),
             identity: Some(self.peer.id().clone()),
         };
-        if let Some(workload) = self.pod.workload_in(&snapshot) {
+        if let Some(workload) = own {
             let host = request
                 .forwarded
                 .as_ref()

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::Pod;
 use crate::{
     mesh::Workload,
-    policy::{self, Denied, DryRunMatch, Facts, Permit},
+    policy::{self, DryRunMatch, Facts, Permit},
     reason::{CloseDetail, CloseReason},
 };
 
@@ -26,7 +26,7 @@ pub(super) struct Judged {
 pub(super) fn judge(pod: &Arc<Pod>, facts: Facts) -> Result<(Permit, Judged), CloseDetail> {
     // Before the snapshot is read: a change in between then counts as one after.
     let changes = pod.mesh.subscribe();
-    let permit = decide(pod, &facts).map_err(|(_, detail)| detail)?;
+    let permit = decide(pod, &facts)?;
     note_dry_run(pod, permit.dry_run());
     Ok((
         permit,
@@ -46,9 +46,9 @@ impl Judged {
                 // The mesh is only given up with the process, which drains.
                 return std::future::pending().await;
             }
-            if let Err((denied, detail)) = decide(&self.pod, &self.facts) {
-                let changed = CloseReason::PolicyChanged.with(detail.to_string());
-                return match denied.and_then(|denied| denied.policy) {
+            if let Err(refusal) = decide(&self.pod, &self.facts) {
+                let changed = CloseReason::PolicyChanged.with(refusal.to_string());
+                return match refusal.policy() {
                     Some(policy) => changed.by_policy(policy),
                     None => changed,
                 };
@@ -57,22 +57,18 @@ impl Judged {
     }
 }
 
-/// A refusal: policy's, if it was policy, and how it is logged.
-type Refusal = (Option<Denied>, CloseDetail);
-
-fn decide(pod: &Pod, facts: &Facts) -> Result<Permit, Refusal> {
+fn decide(pod: &Pod, facts: &Facts) -> Result<Permit, CloseDetail> {
     let snapshot = pod.mesh.load();
     let workload: Arc<Workload> = pod.workload_in(&snapshot).ok_or_else(|| {
-        let gone = CloseReason::UnknownDestination.with(format!("pod {} is not in the mesh", pod.name));
-        (None, gone)
+        CloseReason::UnknownDestination.with(format!("pod {} is not in the mesh", pod.name))
     })?;
     policy::decide(snapshot.policies(), &workload, facts).map_err(|denied| {
         note_dry_run(pod, &denied.dry_run);
-        let mut detail = denied.reason.with(denied.message.clone());
-        if let Some(policy) = &denied.policy {
-            detail = detail.by_policy(policy);
+        let refusal = denied.reason.with(denied.message);
+        match denied.policy {
+            Some(policy) => refusal.by_policy(policy),
+            None => refusal,
         }
-        (Some(denied), detail)
     })
 }
 

@@ -14,7 +14,6 @@ use super::{
 use crate::{
     capture::Captured,
     drain,
-    mesh::NetworkId,
     policy::Facts,
     reason::CloseReason,
     telemetry::{Connection, Direction, Peer},
@@ -30,8 +29,12 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
     } = captured;
     let mut connection = Connection::new(Direction::Inbound, client, original_dst);
     let snapshot = pod.mesh.load();
-    connection.source = Peer::plaintext(snapshot.workload_at(&NetworkId::default(), client.ip()).cloned());
-    connection.destination = Peer::plaintext(pod.workload_in(&snapshot));
+    let own = pod.workload_in(&snapshot);
+    let source = own
+        .as_ref()
+        .and_then(|own| snapshot.workload_at(&own.network, client.ip()));
+    connection.source = Peer::plaintext(source.cloned());
+    connection.destination = Peer::plaintext(own);
     drop(snapshot);
     let permitted = if MESH_PORTS.contains(&original_dst.port()) {
         Err(CloseReason::SelfCall.with(format!("port {} is the mesh's own", original_dst.port())))

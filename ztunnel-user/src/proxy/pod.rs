@@ -3,6 +3,8 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use arc_swap::ArcSwap;
+
 use super::{
     connections::Connections,
     dial::{AppDialer, UpstreamDialer},
@@ -38,6 +40,20 @@ pub struct PodParts {
     pub telemetry: Arc<Telemetry>,
 }
 
+/// The addresses in a pod's namespace, as the agent last saw them. Clones are the same.
+#[derive(Clone, Debug)]
+pub(super) struct Addresses(Arc<ArcSwap<Vec<IpAddr>>>);
+
+impl Addresses {
+    fn new(addresses: Vec<IpAddr>) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(addresses)))
+    }
+
+    pub(super) fn contains(&self, ip: IpAddr) -> bool {
+        self.0.load().contains(&ip)
+    }
+}
+
 /// One enrolled pod, as its connections see it.
 pub struct Pod {
     pub(super) name: PodName,
@@ -48,7 +64,7 @@ pub struct Pod {
     pub(super) app: AppDialer,
     pub(super) pool: HbonePool<TunnelDialer>,
     pub(super) connections: Arc<Connections>,
-    addresses: Arc<[IpAddr]>,
+    addresses: Addresses,
 }
 
 impl std::fmt::Debug for Pod {
@@ -60,11 +76,11 @@ impl std::fmt::Debug for Pod {
 impl Pod {
     /// Puts a pod's parts together.
     pub fn new(parts: PodParts) -> Arc<Self> {
-        let addresses: Arc<[IpAddr]> = parts.addresses.into();
+        let addresses = Addresses::new(parts.addresses);
         let upstream = UpstreamDialer::new(
             Arc::clone(&parts.netns),
             Arc::clone(&parts.tables),
-            Arc::clone(&addresses),
+            addresses.clone(),
         );
         let tunnels = TunnelDialer::new(upstream.clone(), Arc::clone(&parts.secrets));
         Arc::new(Self {
@@ -104,6 +120,11 @@ impl Pod {
 
     /// Whether an address is the pod's own: a connection to it never left the pod.
     pub(super) fn owns(&self, ip: IpAddr) -> bool {
-        self.addresses.contains(&ip)
+        self.addresses.contains(ip)
+    }
+
+    /// The pod's addresses have changed.
+    pub fn has_addresses(&self, addresses: Vec<IpAddr>) {
+        self.addresses.0.store(Arc::new(addresses));
     }
 }

@@ -85,7 +85,6 @@ where
             }
         }
     };
-    pod.pool.drain();
     let last = async {
         while let Ok(captured) = listener.accept().await {
             give(captured, &drain);
@@ -96,5 +95,6 @@ where
         _ = timeout(LAST_ARRIVALS, last) => {}
         () = cut => {}
     }
+    pod.pool.drain();
     drop(guard);
 }

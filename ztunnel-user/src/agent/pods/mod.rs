@@ -1,0 +1,270 @@
+//! The enrolled pods of the node. Each is in one of three phases; the files beside this one move it from one to the
+//! next: `enter`, `leave`, `restore` after a restart, `sweep` for what happens by itself. A pod is either captured
+//! whole or left as it was, and no failure to look at a pod ever releases it.
+
+mod enter;
+mod leave;
+mod restore;
+mod sweep;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use tokio::{runtime::Handle, sync::Notify, task::JoinSet};
+
+use crate::{
+    bpf::{Kernel, PodLinks},
+    config::Settings,
+    drain,
+    identity::SecretStore,
+    mesh::Workload,
+    node::{Answer, Netns, PodName, Record, Records, Request},
+    proxy::Pod,
+    source::LiveMesh,
+    telemetry::Telemetry,
+};
+
+/// The enrolled pods. Clones are the same.
+#[derive(Clone)]
+pub struct Pods {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    settings: Settings,
+    kernel: Arc<Kernel>,
+    mesh: Arc<LiveMesh>,
+    secrets: Arc<SecretStore>,
+    telemetry: Arc<Telemetry>,
+    workers: Handle,
+    records: Records,
+    state: Mutex<State>,
+    /// A released pod's last connection is gone.
+    left: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    entries: HashMap<PodName, Entry>,
+    /// Enrolled before a restart and not served yet.
+    pending: BTreeMap<PodName, Record>,
+    generation: u32,
+}
+
+/// One pod with programs in its namespace.
+struct Entry {
+    netns: Arc<Netns>,
+    addresses: Vec<IpAddr>,
+    links: PodLinks,
+    pod: Arc<Pod>,
+    phase: Phase,
+    /// Of the enrolment; a release only finishes what it began.
+    generation: u32,
+}
+
+enum Phase {
+    /// New connections are taken.
+    Serving(drain::Trigger),
+    /// The pod has left; connections that it had run to their end.
+    Released,
+    /// The node stops; the pod stays captured.
+    Stopping,
+}
+
+impl Entry {
+    fn is_serving(&self) -> bool {
+        matches!(self.phase, Phase::Serving(_))
+    }
+
+    fn is_released(&self) -> bool {
+        matches!(self.phase, Phase::Released)
+    }
+}
+
+/// What the pods of a node are served with.
+pub struct PodsParts {
+    /// The node's settings.
+    pub settings: Settings,
+    /// The kernel half.
+    pub kernel: Arc<Kernel>,
+    /// The mesh.
+    pub mesh: Arc<LiveMesh>,
+    /// Certificates.
+    pub secrets: Arc<SecretStore>,
+    /// Access log and metrics.
+    pub telemetry: Arc<Telemetry>,
+    /// The runtime that carries connections.
+    pub workers: Handle,
+}
+
+impl Pods {
+    /// No pods yet.
+    ///
+    /// # Errors
+    /// The run directory cannot be used.
+    pub fn new(parts: PodsParts) -> Result<Self> {
+        let PodsParts {
+            settings,
+            kernel,
+            mesh,
+            secrets,
+            telemetry,
+            workers,
+        } = parts;
+        let records = Records::open(&settings.run_dir)
+            .with_context(|| format!("opening the records in {}", settings.run_dir.display()))?;
+        let (state, left) = (Mutex::default(), Notify::new());
+        let inner = Inner {
+            settings,
+            kernel,
+            mesh,
+            secrets,
+            telemetry,
+            workers,
+            records,
+            state,
+            left,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Answers `ztunnel enroll` and `ztunnel unenroll`.
+    pub async fn answer(&self, request: Request) -> Answer {
+        let answer = match request {
+            Request::Enroll { pod, netns } => self.enroll(&pod, &netns).await,
+            Request::Unenroll { pod } => self.unenroll(&pod).await,
+        };
+        match answer {
+            Ok(done) => {
+                tracing::info!("{done}");
+                Answer::Done(done)
+            }
+            Err(refused) => {
+                tracing::warn!("refused: {refused:#}");
+                Answer::Refused(format!("{refused:#}"))
+            }
+        }
+    }
+
+    /// Stops serving: open connections, those of released pods too, may go on until the deadline. Pods that are
+    /// enrolled stay captured.
+    pub async fn drain(&self, deadline: Duration) {
+        let mut drains: JoinSet<drain::Drained> = JoinSet::new();
+        for entry in self.inner.lock().entries.values_mut() {
+            if entry.is_serving()
+                && let Phase::Serving(trigger) = std::mem::replace(&mut entry.phase, Phase::Stopping)
+            {
+                drains.spawn(trigger.start(drain::Mode::Graceful, deadline));
+            }
+        }
+        let released = tokio::time::timeout(deadline, self.released_gone());
+        let enrolled = async {
+            let mut cut = 0;
+            while let Some(drained) = drains.join_next().await {
+                cut += usize::from(!matches!(drained, Ok(drain::Drained::Finished)));
+            }
+            cut
+        };
+        let (cut, released) = tokio::join!(enrolled, released);
+        if cut > 0 || released.is_err() {
+            tracing::warn!(pods = cut, "connections were cut at the drain's deadline");
+        }
+    }
+
+    /// Waits until no released pod has connections left.
+    async fn released_gone(&self) {
+        loop {
+            let left = self.inner.left.notified();
+            if !self.inner.lock().entries.values().any(Entry::is_released) {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    pub(super) fn each<T>(&self, mut see: impl FnMut(&PodName, &Arc<Pod>) -> T) -> Vec<T> {
+        let state = self.inner.lock();
+        state
+            .entries
+            .iter()
+            .map(|(name, entry)| see(name, &entry.pod))
+            .collect()
+    }
+
+    pub(super) fn pending(&self) -> Vec<PodName> {
+        self.inner.lock().pending.keys().cloned().collect()
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.inner.settings
+    }
+
+    pub(super) fn live_mesh(&self) -> &LiveMesh {
+        &self.inner.mesh
+    }
+
+    pub(super) fn secrets(&self) -> &SecretStore {
+        &self.inner.secrets
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Entries are inserted and removed whole; a panic elsewhere leaves none half-made.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next_generation(&self) -> u32 {
+        let mut state = self.lock();
+        state.generation = state.generation.wrapping_add(1);
+        state.generation
+    }
+
+    fn count_pending(&self) {
+        let pending = self.lock().pending.len();
+        self.telemetry.pods().set_pending(pending);
+    }
+
+    /// The workload that a pod is; the mesh must place it on this node.
+    fn workload(&self, name: &PodName) -> Result<Arc<Workload>> {
+        let snapshot = self.mesh.load();
+        let file = self.settings.mesh_file.display();
+        let workload = snapshot
+            .workload_named(name.namespace(), name.name())
+            .with_context(|| format!("no workload {name} in {file}; add it there"))?;
+        if workload.node != self.settings.node {
+            anyhow::bail!(
+                "{file} places {name} on node `{}`, this is `{}`",
+                workload.node,
+                self.settings.node
+            );
+        }
+        Ok(Arc::clone(workload))
+    }
+
+    fn write_record(&self, name: &PodName, netns: &Netns, released: bool) {
+        let (path, cookie) = (netns.path().to_owned(), netns.cookie());
+        let record = Record {
+            pod: name.clone(),
+            netns: path,
+            cookie,
+            released,
+        };
+        if let Err(error) = self.records.write(&record) {
+            tracing::error!(pod = %name, %error, "not recorded: after a restart enroll the pod again");
+        }
+    }
+
+    fn remove_record(&self, name: &PodName) {
+        if let Err(error) = self.records.remove(name) {
+            tracing::warn!(pod = %name, %error, "its record cannot be removed");
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Takes up the pods of an earlier process. Their programs were left attached, so until this is done they are
+//! refused, not released; and what cannot be taken up stays so.
+
+use std::sync::Arc;
+
+use super::{Pods, enter::Failing};
+use crate::node::{Netns, Record};
+
+impl Pods {
+    /// Takes up every recorded pod.
+    pub async fn restore(&self) {
+        let inner = &self.inner;
+        let records = inner.records.all();
+        let unknown = inner
+            .kernel
+            .pinned()
+            .into_iter()
+            .filter(|cookie| !records.iter().any(|record| record.cookie == *cookie))
+            .count();
+        if unknown > 0 {
+            tracing::error!(
+                pods = unknown,
+                "captured by an earlier node and not recorded here: their connections are refused; enroll them \
+                 again, or stop this node and run `ztunnel cleanup`"
+            );
+        }
+        for record in records {
+            self.restore_one(record).await;
+        }
+        inner.count_pending();
+    }
+
+    /// Tries again to serve pods that could not be served.
+    pub async fn retry_pending(&self) {
+        let pending = std::mem::take(&mut self.inner.lock().pending);
+        for record in pending.into_values() {
+            self.restore_one(record).await;
+        }
+        self.inner.count_pending();
+    }
+
+    async fn restore_one(&self, record: Record) {
+        let (inner, name) = (&self.inner, record.pod.clone());
+        let netns = match Netns::open(&record.netns) {
+            Ok(netns) if netns.cookie() == record.cookie => Arc::new(netns),
+            _ => {
+                tracing::info!(pod = %name, "gone while no node ran here");
+                return inner.take_off(&record).await;
+            }
+        };
+        if record.released {
+            tracing::info!(pod = %name, "was released; its last connections ended with the earlier node");
+            return inner.take_off(&record).await;
+        }
+        let captured = match inner.workload(&name) {
+            Ok(workload) => {
+                self.capture(&name, &workload, netns, Failing::LeavesItCaptured)
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        match captured {
+            Ok(()) => tracing::info!(pod = %name, "enrolled again"),
+            Err(error) => {
+                let reason = format!("{error:#}");
+                tracing::error!(pod = %name, reason, "an enrolled pod cannot be served; its connections are refused");
+                inner.lock().pending.insert(name, record);
+            }
+        }
+    }
+}
