@@ -17,7 +17,7 @@ use tonic::transport::Server;
 use tracing::{info, warn};
 
 use crate::identity::proto::istio_certificate_service_server::IstioCertificateServiceServer;
-use crate::identity::{Clock, SystemClock, rfc3339};
+use crate::identity::{Clock, SpiffeId, SystemClock, rfc3339};
 use crate::mesh::name::NodeName;
 use crate::source::watch::watch_file;
 use crate::tls::with_causes;
@@ -38,7 +38,7 @@ pub use mesh_file::MeshFileError;
 pub use nodes::{NodeIdentities, Placement};
 pub use tokens::TokenError;
 
-use authority::{Authority, Origin, ROOT_FILE};
+use authority::{Authority, CheckedRequest, Origin, ROOT_FILE};
 use files::{DirLock, private_dir};
 use mesh_file::MeshFileNodes;
 use service::{CertificateService, LARGEST_MESSAGE};
@@ -239,6 +239,15 @@ impl CaServer {
             }
         }
     }
+}
+
+/// Whether the authority would sign this request (PEM) for `id`, if the caller may have it.
+///
+/// # Errors
+/// What is wrong with the request.
+#[doc(hidden)] // for the fuzz targets
+pub fn check_request(pem: &str, id: &SpiffeId) -> Result<(), RequestError> {
+    CheckedRequest::parse(pem, id).map(drop)
 }
 
 /// Runs the authority of `config` until `shutdown` completes.

@@ -233,7 +233,9 @@ impl ConnectHead {
         self
     }
 
-    pub(super) fn to_request(&self) -> Request<()> {
+    /// The request as it goes out.
+    #[must_use]
+    pub fn to_request(&self) -> Request<()> {
         let mut request = Request::new(());
         *request.method_mut() = Method::CONNECT;
         *request.uri_mut() = self.uri.clone();

@@ -59,7 +59,11 @@ pub(super) fn identity_of(certificate: &CertificateDer<'_>) -> Result<SpiffeId, 
     }
 }
 
-fn client_identity(leaf: &CertificateDer<'_>, own: &TrustDomain) -> Result<SpiffeId, PeerError> {
+/// Who a client with this certificate is: its one identity, if that is of our trust domain.
+///
+/// # Errors
+/// [`PeerError`]. Success proves nothing: the certificate's signatures are not looked at here.
+pub fn client_identity(leaf: &CertificateDer<'_>, own: &TrustDomain) -> Result<SpiffeId, PeerError> {
     let peer = identity_of(leaf)?;
     if peer.trust_domain() == own {
         Ok(peer)
@@ -73,7 +77,10 @@ fn client_identity(leaf: &CertificateDer<'_>, own: &TrustDomain) -> Result<Spiff
 
 /// The first expected identity that the certificate has (Istio's rule: one of its URIs is enough, as the
 /// choice of what to expect is ours and not the peer's).
-fn server_identity(leaf: &CertificateDer<'_>, expected: &[SpiffeId]) -> Result<SpiffeId, PeerError> {
+///
+/// # Errors
+/// [`PeerError`]. Success proves nothing: the certificate's signatures are not looked at here.
+pub fn server_identity(leaf: &CertificateDer<'_>, expected: &[SpiffeId]) -> Result<SpiffeId, PeerError> {
     let uris = uris_of(leaf)?;
     if uris.is_empty() {
         return Err(PeerError::NoIdentity);
