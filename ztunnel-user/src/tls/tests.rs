@@ -203,6 +203,21 @@ async fn a_client_with_no_or_several_identities_is_refused() {
     }
 }
 
+#[test]
+fn a_name_that_cannot_be_read_may_be_one_more_identity() {
+    let ca = TestCa::new();
+    let (now, sleep) = (SystemTime::now(), id("default", "sleep"));
+    let (chain, _) = ca.signed(&[&sleep.to_string(), "spiffe://marker"], now - HOUR, now + HOUR);
+    let mut der = chain[0].to_vec();
+    let marker = der.windows(6).position(|bytes| bytes == b"marker").unwrap();
+    der[marker] = 0xff;
+    let damaged = CertificateDer::from(der);
+    let client = client_identity(&damaged, sleep.trust_domain());
+    assert!(matches!(client, Err(PeerError::Unreadable)), "{client:?}");
+    let server = server_identity(&damaged, std::slice::from_ref(&sleep));
+    assert!(matches!(server, Err(PeerError::Unreadable)), "{server:?}");
+}
+
 #[tokio::test]
 async fn expired_certificates_are_refused_on_both_sides() {
     let ca = TestCa::new();

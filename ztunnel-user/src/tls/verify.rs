@@ -107,14 +107,16 @@ fn uris_of(certificate: &CertificateDer<'_>) -> Result<Vec<String>, PeerError> {
     let names = certificate
         .subject_alternative_name()
         .map_err(|_| PeerError::Unreadable)?;
-    Ok(names
+    names
         .iter()
         .flat_map(|names| &names.value.general_names)
         .filter_map(|name| match name {
-            GeneralName::URI(uri) => Some((*uri).to_owned()),
+            GeneralName::URI(uri) => Some(Ok((*uri).to_owned())),
+            // It may be one more identity: nobody can say that there is only the other.
+            GeneralName::Invalid(..) => Some(Err(PeerError::Unreadable)),
             _ => None,
         })
-        .collect())
+        .collect()
 }
 
 // === impl ClientCheck ===
