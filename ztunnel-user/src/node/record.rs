@@ -7,7 +7,11 @@ use std::{
     str::FromStr,
 };
 
+use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
+
+/// In bytes, on every file system of Linux; two parts of a pod's name have up to 507.
+const LONGEST_FILE_NAME: usize = 255;
 
 /// A pod's namespace and name, as in `--pod NAMESPACE/NAME`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -26,6 +30,21 @@ impl PodName {
     /// The pod's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The file of its record, in the folder of records.
+    #[doc(hidden)] // public for the fuzz targets
+    #[must_use]
+    pub fn file_name(&self) -> String {
+        // `_` occurs in neither part, so two pods never share a file.
+        let plain = format!("{}_{}.json", self.namespace, self.name);
+        if plain.len() <= LONGEST_FILE_NAME {
+            return plain;
+        }
+        let hash = digest(&SHA256, self.to_string().as_bytes());
+        let hex: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        // No namespace is empty, so no plain name begins like this.
+        format!("_{hex}.json")
     }
 }
 
@@ -145,8 +164,7 @@ impl Records {
     }
 
     fn path(&self, pod: &PodName) -> PathBuf {
-        // `_` occurs in neither part, so two pods never share a file.
-        self.folder.join(format!("{}_{}.json", pod.namespace, pod.name))
+        self.folder.join(pod.file_name())
     }
 }
 
@@ -163,6 +181,25 @@ mod tests {
         ] {
             assert!(bad.parse::<PodName>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_longest_names_have_records_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let record = |last: char| Record {
+            pod: format!("{}/{}{last}", "n".repeat(63), "p".repeat(252))
+                .parse()
+                .unwrap(),
+            netns: "/run/netns/x".into(),
+            cookie: 1,
+        };
+        for record in [record('a'), record('b')] {
+            records.write(&record).unwrap();
+        }
+        assert_eq!(records.all(), [record('a'), record('b')]);
+        records.remove(&record('a').pod).unwrap();
+        assert_eq!(records.all(), [record('b')]);
     }
 
     #[test]
