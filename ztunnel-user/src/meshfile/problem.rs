@@ -1,6 +1,6 @@
 //! What is wrong with a mesh file, said so that the reader can go there and fix it.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use super::tree::Place;
 
@@ -37,15 +37,31 @@ impl Problem {
     }
 }
 
+/// Text of the file as it may stand in a message: what would end the line, or move the cursor of a terminal, is
+/// written out.
+struct OneLine<'a>(&'a str);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|c| {
+            if c.is_control() {
+                write!(f, "{}", c.escape_debug())
+            } else {
+                f.write_char(c)
+            }
+        })
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}: ", self.line, self.column)?;
         if !self.path.is_empty() {
-            write!(f, "{}: ", self.path)?;
+            write!(f, "{}: ", OneLine(&self.path))?;
         }
-        f.write_str(&self.message)?;
+        write!(f, "{}", OneLine(&self.message))?;
         match &self.suggestion {
-            Some(suggestion) => write!(f, " (did you mean `{suggestion}`?)"),
+            Some(suggestion) => write!(f, " (did you mean `{}`?)", OneLine(suggestion)),
             None => Ok(()),
         }
     }
@@ -100,6 +116,20 @@ mod tests {
         assert_eq!(
             problem.to_string(),
             "3:5: nodes[0].nam: unknown field (did you mean `name`?)"
+        );
+    }
+
+    #[test]
+    fn a_problem_is_one_line_whatever_the_file_holds() {
+        let problem = Problem::new(
+            Place { line: 1, column: 1 },
+            "nodes",
+            "policy a\n2:1: b\x1b[2J is gone",
+        );
+        let problem = problem.suggest(Some("a\rb".into()));
+        assert_eq!(
+            problem.to_string(),
+            r"1:1: nodes: policy a\n2:1: b\u{1b}[2J is gone (did you mean `a\rb`?)"
         );
     }
 }
