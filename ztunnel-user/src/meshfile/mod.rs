@@ -123,8 +123,8 @@ const SECTIONS: &[&str] = &["mesh", "nodes", "workloads", "services", "policies"
 
 fn read(root: &Field<'_>, options: &Options, to: &mut Problems) -> Option<MeshFile> {
     let sections = root.record(SECTIONS, to)?;
-    let defaults = read_mesh(&sections, options, to);
     let mut references = References::default();
+    let defaults = read_mesh(&sections, options, &references, to);
 
     let listed = sections.field("nodes").map(|nodes| nodes.list(to, read_node));
     let workloads = sections.list("workloads", to, |field, to| {
@@ -165,7 +165,12 @@ fn read(root: &Field<'_>, options: &Options, to: &mut Problems) -> Option<MeshFi
     })
 }
 
-fn read_mesh(sections: &Record<'_>, options: &Options, to: &mut Problems) -> Defaults {
+fn read_mesh(
+    sections: &Record<'_>,
+    options: &Options,
+    references: &References,
+    to: &mut Problems,
+) -> Defaults {
     const KNOWN: &[&str] = &["trustDomain", "clusterDomain", "mtls"];
     const MODES: &[(&str, MutualTls)] = &[
         ("PERMISSIVE", MutualTls::Permissive),
@@ -178,6 +183,9 @@ fn read_mesh(sections: &Record<'_>, options: &Options, to: &mut Problems) -> Def
     };
     let trust_domain = TrustDomain::new(text("trustDomain", "cluster.local"));
     let cluster_domain = text("clusterDomain", "cluster.local");
+    if let Some(field) = mesh.as_ref().and_then(|mesh| mesh.field("trustDomain")) {
+        references.identity_part(field, to);
+    }
     let mtls = mesh
         .as_ref()
         .map(|mesh| mesh.choice("mtls", MODES, to))

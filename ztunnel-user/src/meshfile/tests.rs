@@ -456,3 +456,15 @@ fn no_text_makes_it_panic_or_hang() {
         let _: Result<_, _> = parse(&text, &Options::default());
     }
 }
+
+#[test]
+fn no_part_of_an_identity_holds_a_slash() {
+    for text in [
+        "mesh: {trustDomain: a/b}",
+        "workloads: [{name: a, trustDomain: a/b}]",
+        "workloads: [{name: a, namespace: a/b}]",
+        "workloads: [{name: a, serviceAccount: a/b}]",
+    ] {
+        assert!(bad(text).contains("cannot contain `/`"), "{text}");
+    }
+}
