@@ -4,6 +4,7 @@
 //! on a fresh machine. It must never do silently what changes the machine: it says so before.
 
 mod build;
+mod fuzz;
 mod lint;
 mod report;
 mod run;
@@ -37,6 +38,8 @@ enum Verb {
     Test(test::Options),
     /// rustfmt, clippy for all crates, module levels, and rules about the source text
     Lint,
+    /// libFuzzer on everything that reads bytes from outside; needs a nightly compiler
+    Fuzz(fuzz::Options),
     /// List what an integration test may leave on the machine (used by `test`)
     #[command(hide = true)]
     Traces,
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Verb::Run(options) => run::verb(&options),
         Verb::Test(options) => test::verb(&options),
         Verb::Lint => lint::verb(),
+        Verb::Fuzz(options) => fuzz::verb(&options),
         Verb::Traces => test::traces::verb().map(|()| true),
     };
     match result {
