@@ -73,7 +73,8 @@ impl From<Ip16> for core::net::IpAddr {
     }
 }
 
-#[cfg(all(test, feature = "user"))]
+#[cfg(feature = "user")]
+#[cfg(test)]
 mod tests {
     use core::net::IpAddr;
     use std::string::ToString;

@@ -1,3 +1,5 @@
+//! Mesh files in both forms, every mistake at its place, and hostile texts.
+
 use super::*;
 use crate::mesh::address::Destination;
 use crate::mesh::service::{HealthPolicy, IpFamilies, Mode, Scope, Visibility};

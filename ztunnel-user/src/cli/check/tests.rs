@@ -1,3 +1,5 @@
+//! What `ztunnel check` prints, for good files and bad ones.
+
 use super::*;
 
 fn checked(text: &str) -> (bool, String) {

@@ -1,3 +1,5 @@
+//! Every way a connection can go, and every reason why it cannot, case by case.
+
 use std::collections::HashMap;
 
 use rand::SeedableRng;

@@ -1,3 +1,5 @@
+//! What the indexes of a snapshot find, and what they must not.
+
 use super::*;
 use crate::mesh::service::{HealthPolicy, LoadBalancer, Visibility};
 use crate::mesh::workload::{HealthStatus, NetworkMode, PortMap};

@@ -1,3 +1,5 @@
+//! The marked tree: values, tags, places, aliases and the bounds on all of them.
+
 use super::*;
 
 fn refused(text: &str) -> String {

@@ -1,3 +1,5 @@
+//! The judgement as a whole: order of actions, scopes, dry run, unknown policies.
+
 use super::*;
 use crate::mesh::name::{Namespace, TrustDomain};
 use crate::policy::{AllOf, AnyOf, Match, PolicyScope, STRICT_NAME, STRICT_NAMESPACE};

@@ -1,3 +1,5 @@
+//! Istio's matching semantics, one test per sentence of them.
+
 use super::*;
 
 const SLEEP: &str = "spiffe://cluster.local/ns/default/sa/sleep";
