@@ -193,6 +193,7 @@ mod tests {
                 .unwrap(),
             netns: "/run/netns/x".into(),
             cookie: 1,
+            released: false,
         };
         for record in [record('a'), record('b')] {
             records.write(&record).unwrap();
