@@ -101,7 +101,7 @@ impl Handler for Tunnel {
                 drain,
             }
             .carry(request, responder)
-            .await
+            .await;
         }
     }
 
