@@ -1,5 +1,6 @@
 //! The bodies of the fuzz targets over their seeds, and over a fixed number of mutations of them: the same
 //! inputs on every machine, in seconds. `cargo xtask fuzz` searches further.
+#![expect(clippy::panic, clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 #[path = "../../tests/fuzz/src/lib.rs"]
 pub mod fuzz;
