@@ -13,7 +13,7 @@ use aya::{
 use ztunnel_common::{
     capture::{AppDial, SocketTag, TAG_PROXY},
     counter,
-    listener::ListenerKey,
+    listener::{FAMILY_V4, FAMILY_V6, ListenerKey, ROLE_HBONE, ROLE_OUTBOUND, ROLE_PLAINTEXT},
     pod::{PodIp, PodRecord},
 };
 
@@ -115,6 +115,21 @@ impl Tables {
         lock(&self.listeners)
             .insert(key, socket.as_raw_fd(), 0)
             .map_err(failed("listeners", "insert"))
+    }
+
+    /// Takes every listener of a pod away: its new connections are refused.
+    pub fn remove_listeners(&self, cookie: u64) {
+        let mut listeners = lock(&self.listeners);
+        for role in [ROLE_OUTBOUND, ROLE_HBONE, ROLE_PLAINTEXT] {
+            for family in [FAMILY_V4, FAMILY_V6] {
+                // Not there is as good as removed.
+                let _ = listeners.remove(&ListenerKey {
+                    netns_cookie: cookie,
+                    role,
+                    family,
+                });
+            }
+        }
     }
 
     /// Marks a socket as the proxy's own: its packets leave the pod untouched.

@@ -143,9 +143,11 @@ impl Tunnel {
         let counters = Arc::clone(tracker.counters());
         // Cutting resets both ends: dropping the relay does.
         let end = tokio::select! {
-            end = relay(app, stream.into(), &counters) => end.map(drop).map_err(|lost| lost.detail()),
-            revoked = judged.revoked() => Err(revoked),
+            biased;
+            // The cut first: it takes tunnels down too, and that is not how the connection ended.
             () = drain.cut() => Err(CloseReason::Drained.with("")),
+            revoked = judged.revoked() => Err(revoked),
+            end = relay(app, stream.into(), &counters) => end.map(drop).map_err(|lost| lost.detail()),
         };
         tracker.finish(end);
     }

@@ -65,8 +65,9 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
     };
     let counters = Arc::clone(tracker.counters());
     let end = tokio::select! {
-        end = relay(Endpoint::Tcp(stream), upstream, &counters) => end.map(drop).map_err(|lost| lost.detail()),
+        biased;
         () = drain.cut() => Err(CloseReason::Drained.with("")),
+        end = relay(Endpoint::Tcp(stream), upstream, &counters) => end.map(drop).map_err(|lost| lost.detail()),
     };
     tracker.finish(end);
 }

@@ -72,11 +72,12 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
     };
     let counters = Arc::clone(tracker.counters());
     let end = tokio::select! {
+        biased;
+        () = drain.cut() => Err(CloseReason::Drained.with("")),
+        revoked = judged.revoked() => Err(revoked),
         end = relay(Endpoint::Tcp(app), Endpoint::Tcp(stream), &counters) => {
             end.map(drop).map_err(|lost| lost.detail())
         }
-        revoked = judged.revoked() => Err(revoked),
-        () = drain.cut() => Err(CloseReason::Drained.with("")),
     };
     tracker.finish(end);
 }

@@ -161,6 +161,8 @@ impl Pods {
             if entry.is_serving()
                 && let Phase::Serving(trigger) = std::mem::replace(&mut entry.phase, Phase::Stopping)
             {
+                // What arrives from here on is refused by the kernel; what has arrived is still taken.
+                self.inner.kernel.tables().remove_listeners(entry.netns.cookie());
                 drains.spawn(trigger.start(drain::Mode::Graceful, deadline));
             }
         }
