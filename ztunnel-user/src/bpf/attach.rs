@@ -78,7 +78,7 @@ impl PodLinks {
         pins: PathBuf,
         mode: TcMode,
     ) -> Result<Self, BpfError> {
-        let captured_before = pins.join(LOOKUP).exists();
+        let captured_before = is_captured(&pins);
         std::fs::create_dir_all(&pins).map_err(|source| BpfError::PinDirectory {
             path: pins.clone(),
             source,
@@ -256,6 +256,11 @@ fn pin(link: FdLink, path: &Path) -> Result<(), BpfError> {
     std::fs::rename(&fresh, path).map_err(|source| failed(source.into()))?;
     drop(pinned);
     Ok(())
+}
+
+/// Whether links are pinned in a pod's directory. The first that is made is the one that is asked for.
+pub(super) fn is_captured(pins: &Path) -> bool {
+    pins.join(LOOKUP).exists()
 }
 
 pub(super) fn remove_pins(directory: &Path) {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Pods, enter::Failing};
+use super::Pods;
 use crate::node::{Netns, Record};
 
 impl Pods {
@@ -53,10 +53,7 @@ impl Pods {
             return inner.take_off(&record).await;
         }
         let captured = match inner.workload(&name) {
-            Ok(workload) => {
-                self.capture(&name, &workload, netns, Failing::LeavesItCaptured)
-                    .await
-            }
+            Ok(workload) => self.capture(&name, &workload, netns).await,
             Err(error) => Err(error),
         };
         match captured {
