@@ -73,11 +73,11 @@ impl Pods {
                     .await);
             }
         };
-        let links = match former {
+        let (links, releasing) = match former {
             // Its programs still hang, for connections that outlived its release.
-            Some(former) => former.links,
+            Some(former) => (former.links, former.releasing),
             None => match netns.enter(|| inner.kernel.attach(netns.as_fd(), netns.cookie())) {
-                Ok(Ok(links)) => links,
+                Ok(Ok(links)) => (links, Vec::new()),
                 Ok(Err(error)) => {
                     return Err(self
                         .give_up(name, None, &netns, &addresses, failing, error.into())
@@ -99,6 +99,7 @@ impl Pods {
             pod,
             phase,
             generation,
+            releasing,
         };
         let mut state = inner.lock();
         state.pending.remove(name);
@@ -156,7 +157,7 @@ impl Inner {
             .entries
             .iter()
             .map(|(other, entry)| (other, entry.netns.cookie()))
-            .chain(state.pending.iter().map(|(other, record)| (other, record.cookie)))
+            .chain(state.pending.iter().map(|(other, (record, _))| (other, record.cookie)))
             .find(|(other, cookie)| *other != name && *cookie == netns.cookie());
         if let Some((other, _)) = taken {
             bail!(
