@@ -4,13 +4,20 @@
 use std::sync::Arc;
 
 use super::Pods;
-use crate::node::{Netns, Record};
+use crate::{
+    bpf::BpfError,
+    node::{Netns, Record},
+};
 
 impl Pods {
     /// Takes up every recorded pod.
-    pub async fn restore(&self) {
+    ///
+    /// # Errors
+    /// What the earlier process announced last cannot be taken back: nobody may be served with that.
+    pub async fn restore(&self) -> Result<(), BpfError> {
         let inner = &self.inner;
         let _turn = inner.turn.lock().await;
+        inner.kernel.tables().forget_app_dials()?;
         let records = inner.records.all();
         let unknown = inner
             .kernel
@@ -29,6 +36,7 @@ impl Pods {
             self.restore_one(record, "").await;
         }
         inner.count_pending();
+        Ok(())
     }
 
     /// Tries again to serve pods that could not be served.
