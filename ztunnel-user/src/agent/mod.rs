@@ -113,7 +113,7 @@ async fn serve(
         version = env!("CARGO_PKG_VERSION"),
         "starting"
     );
-    pods.restore().await;
+    pods.restore().await?;
     pods_restored.done();
     tokio::spawn(feed::certificates_ready(
         settings.node.clone(),

@@ -2,7 +2,7 @@
 //! 6.6, where tc has no links, the filters stay on the device by themselves.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
@@ -26,6 +26,8 @@ const LOOKUP: &str = "pod_lookup";
 const EGRESS: &str = "pod_egress";
 const LOOPBACK: &str = "pod_loopback";
 const LO: &str = "lo";
+/// lo is the first device of every network namespace, whatever it is called.
+const LO_NUMBER: u32 = 1;
 
 /// How tc programs are attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -63,7 +65,9 @@ impl TcMode {
 pub struct PodLinks {
     object: Ebpf,
     pins: PathBuf,
-    devices: BTreeSet<String>,
+    /// Numbers of the devices that have `pod_egress`. Not names: a device that takes another's place takes its name
+    /// too, and has no program.
+    devices: BTreeSet<u32>,
     links: bool,
 }
 
@@ -74,6 +78,7 @@ impl PodLinks {
         pins: PathBuf,
         mode: TcMode,
     ) -> Result<Self, BpfError> {
+        let captured_before = is_captured(&pins);
         std::fs::create_dir_all(&pins).map_err(|source| BpfError::PinDirectory {
             path: pins.clone(),
             source,
@@ -84,9 +89,11 @@ impl PodLinks {
             devices: BTreeSet::new(),
             links: mode.uses_links(),
         };
-        let attached = this.attach_all(netns);
-        if let Err(error) = attached {
-            this.detach();
+        if let Err(error) = this.attach_all(netns) {
+            // Programs of an earlier process are taken off by nobody but who releases the pod.
+            if !captured_before {
+                this.detach();
+            }
             return Err(error);
         }
         Ok(this)
@@ -96,7 +103,7 @@ impl PodLinks {
     fn attach_all(&mut self, netns: BorrowedFd<'_>) -> Result<(), BpfError> {
         self.attach_lookup(netns)?;
         self.load_tc(LOOPBACK)?;
-        self.attach_tc(LOOPBACK, LO, TcAttachType::Ingress)?;
+        self.attach_tc(LOOPBACK, LO_NUMBER, LO, TcAttachType::Ingress)?;
         self.load_tc(EGRESS)?;
         self.follow_devices()?;
         Ok(())
@@ -109,16 +116,24 @@ impl PodLinks {
     /// [`BpfError`] for the first device that refuses.
     pub fn follow_devices(&mut self) -> Result<usize, BpfError> {
         let present = devices().map_err(BpfError::Devices)?;
-        for gone in self.devices.difference(&present) {
+        for gone in self.devices.extract_if(.., |number| !present.contains_key(number)) {
             let _ = std::fs::remove_file(self.pins.join(pin_name(EGRESS, gone)));
         }
-        self.devices.retain(|device| present.contains(device));
-        let new: Vec<String> = present.difference(&self.devices).cloned().collect();
-        for device in &new {
-            self.attach_tc(EGRESS, device, TcAttachType::Egress)?;
-            self.devices.insert(device.clone());
+        let (mut new, mut refused) = (0, None);
+        for (number, name) in present {
+            if self.devices.contains(&number) {
+                continue;
+            }
+            match self.attach_tc(EGRESS, number, &name, TcAttachType::Egress) {
+                Ok(()) => {
+                    self.devices.insert(number);
+                    new += 1;
+                }
+                // The others are captured all the same.
+                Err(error) => refused = refused.or(Some(error)),
+            }
         }
-        Ok(new.len())
+        refused.map_or(Ok(new), Err)
     }
 
     /// Takes every program off the pod. Call it inside the pod's namespace.
@@ -150,9 +165,15 @@ impl PodLinks {
             .map_err(|source| step("the kernel refused", name, source))
     }
 
-    fn attach_tc(&mut self, name: &'static str, device: &str, at: TcAttachType) -> Result<(), BpfError> {
+    fn attach_tc(
+        &mut self,
+        name: &'static str,
+        number: u32,
+        device: &str,
+        at: TcAttachType,
+    ) -> Result<(), BpfError> {
         let links = self.links;
-        let pin_path = self.pins.join(pin_name(name, device));
+        let pin_path = self.pins.join(pin_name(name, number));
         let program: &mut SchedClassifier = program(&mut self.object, name)?;
         if !links {
             return attach_filter(program, name, device, at);
@@ -174,16 +195,16 @@ impl PodLinks {
 
 /// Takes our clsact filters off every device of the calling thread's namespace, whichever process made them.
 pub fn detach_filters() {
-    for device in devices().unwrap_or_default() {
+    for device in devices().unwrap_or_default().values() {
         // Not there is as good as removed.
-        let _ = tc::qdisc_detach_program(&device, TcAttachType::Egress, EGRESS);
+        let _ = tc::qdisc_detach_program(device, TcAttachType::Egress, EGRESS);
     }
     let _ = tc::qdisc_detach_program(LO, TcAttachType::Ingress, LOOPBACK);
 }
 
-/// File name of a link's pin. A bpf file system refuses dots, which device names may have (`eth0.7`).
-fn pin_name(program: &str, device: &str) -> String {
-    format!("{program}-{}", device.replace('.', "%2e"))
+/// File name of a link's pin.
+fn pin_name(program: &str, device: u32) -> String {
+    format!("{program}-{device}")
 }
 
 /// A clsact filter with our fixed priority and handle. One that is there already is an earlier process's, running
@@ -237,6 +258,11 @@ fn pin(link: FdLink, path: &Path) -> Result<(), BpfError> {
     Ok(())
 }
 
+/// Whether links are pinned in a pod's directory. The first that is made is the one that is asked for.
+pub(super) fn is_captured(pins: &Path) -> bool {
+    pins.join(LOOKUP).exists()
+}
+
 pub(super) fn remove_pins(directory: &Path) {
     match std::fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -246,13 +272,13 @@ pub(super) fn remove_pins(directory: &Path) {
     }
 }
 
-/// Names of the devices of this thread's namespace, but lo.
-fn devices() -> io::Result<BTreeSet<String>> {
+/// The devices of this thread's namespace but lo: their names by their numbers.
+fn devices() -> io::Result<BTreeMap<u32, String>> {
     let names = nix::net::if_::if_nameindex()?;
     Ok(names
         .iter()
-        .map(|interface| interface.name().to_string_lossy().into_owned())
-        .filter(|name| name != LO)
+        .map(|device| (device.index(), device.name().to_string_lossy().into_owned()))
+        .filter(|(number, _)| *number != LO_NUMBER)
         .collect())
 }
 

@@ -137,6 +137,11 @@ impl Kernel {
         attach::remove_pins(&self.pins.join("links").join(format!("{cookie:x}")));
     }
 
+    /// Whether programs hang in the pod, from this process or an earlier one.
+    pub fn holds(&self, cookie: u64) -> bool {
+        attach::is_captured(&self.pins.join("links").join(format!("{cookie:x}")))
+    }
+
     /// Cookies that have pinned links, from this process or an earlier one.
     pub fn pinned(&self) -> Vec<u64> {
         let Ok(entries) = std::fs::read_dir(self.pins.join("links")) else {

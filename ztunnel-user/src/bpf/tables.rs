@@ -169,6 +169,20 @@ impl Tables {
         })
     }
 
+    /// Forgets every announced connection: an earlier process may have died between announcing and connecting, and
+    /// whoever then comes from just that address and port would pass unjudged.
+    ///
+    /// # Errors
+    /// The map cannot be read or changed.
+    pub fn forget_app_dials(&self) -> Result<(), BpfError> {
+        let mut app_dials = lock(&self.app_dials);
+        let keys: Result<Vec<AppDial>, MapError> = app_dials.keys().collect();
+        for key in keys.map_err(failed("app_dials", "read"))? {
+            app_dials.remove(&key).map_err(failed("app_dials", "remove"))?;
+        }
+        Ok(())
+    }
+
     /// What the kernel half did, by word, summed over the CPUs.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         counter::ALL

@@ -16,7 +16,7 @@ use crate::{
 
 /// What becomes of a pod when entering fails.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Failing {
+enum Failing {
     /// It was not in the mesh and is not afterwards.
     LeavesItOut,
     /// It was captured by an earlier process and stays so, and refused.
@@ -30,7 +30,7 @@ impl Pods {
         if self.inner.holds(name, &netns)? {
             return Ok(format!("{name} is enrolled already"));
         }
-        self.capture(name, &workload, netns, Failing::LeavesItOut).await?;
+        self.capture(name, &workload, netns).await?;
         let addresses: Vec<String> = workload.workload_ips.iter().map(ToString::to_string).collect();
         let mut done = format!(
             "{name} is enrolled: {} as {}",
@@ -49,9 +49,13 @@ impl Pods {
         name: &PodName,
         workload: &Workload,
         netns: Arc<Netns>,
-        failing: Failing,
     ) -> Result<()> {
         let inner = &self.inner;
+        let failing = if inner.kernel.holds(netns.cookie()) {
+            Failing::LeavesItCaptured
+        } else {
+            Failing::LeavesItOut
+        };
         let addresses = netns
             .enter(node::local_addresses)?
             .context("reading the pod's addresses")?;
@@ -69,11 +73,11 @@ impl Pods {
                     .await);
             }
         };
-        let links = match former {
+        let (links, releasing) = match former {
             // Its programs still hang, for connections that outlived its release.
-            Some(former) => former.links,
+            Some(former) => (former.links, former.releasing),
             None => match netns.enter(|| inner.kernel.attach(netns.as_fd(), netns.cookie())) {
-                Ok(Ok(links)) => links,
+                Ok(Ok(links)) => (links, Vec::new()),
                 Ok(Err(error)) => {
                     return Err(self
                         .give_up(name, None, &netns, &addresses, failing, error.into())
@@ -95,6 +99,7 @@ impl Pods {
             pod,
             phase,
             generation,
+            releasing,
         };
         let mut state = inner.lock();
         state.pending.remove(name);
@@ -151,7 +156,9 @@ impl Inner {
         let taken = state
             .entries
             .iter()
-            .find(|(other, entry)| *other != name && entry.netns.cookie() == netns.cookie());
+            .map(|(other, entry)| (other, entry.netns.cookie()))
+            .chain(state.pending.iter().map(|(other, (record, _))| (other, record.cookie)))
+            .find(|(other, cookie)| *other != name && *cookie == netns.cookie());
         if let Some((other, _)) = taken {
             bail!(
                 "{} is the namespace of {other}, which is in the mesh",

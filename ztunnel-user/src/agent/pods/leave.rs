@@ -18,7 +18,7 @@ const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 impl Pods {
     pub(super) async fn unenroll(&self, name: &PodName) -> Result<String> {
         let waiting = self.inner.lock().pending.remove(name);
-        if let Some(record) = waiting {
+        if let Some((record, _)) = waiting {
             self.inner.count_pending();
             self.inner.take_off(&record).await;
             return Ok(format!("{name} is released"));
@@ -32,10 +32,14 @@ impl Pods {
         };
         self.inner.telemetry.pods().stopped();
         let (pods, pod) = (self.clone(), name.clone());
-        tokio::spawn(async move {
+        let releasing = tokio::spawn(async move {
             let _ = serving.start(drain::Mode::Graceful, FOR_EVER).await;
             pods.finish_release(&pod, generation).await;
         });
+        if let Some(entry) = self.inner.lock().entries.get_mut(name) {
+            entry.releasing.retain(|release| !release.is_finished());
+            entry.releasing.push(releasing.abort_handle());
+        }
         Ok(format!(
             "{name} is released; connections that are open run to their end"
         ))
@@ -61,6 +65,7 @@ impl Pods {
 
     /// The last connection of a released pod is gone.
     async fn finish_release(&self, name: &PodName, generation: u32) {
+        let _turn = self.inner.turn.lock().await;
         let entry = {
             let mut state = self.inner.lock();
             match state.entries.get(name) {
@@ -86,6 +91,9 @@ impl Pods {
         self.inner.kernel.forget(entry.netns.cookie());
         self.inner.kernel.tables().remove_pod(entry.netns.cookie());
         self.inner.remove_record(name);
+        for release in &entry.releasing {
+            release.abort();
+        }
         if let Phase::Serving(serving) = entry.phase {
             self.inner.telemetry.pods().stopped();
             let _ = serving.start(drain::Mode::Immediate, Duration::ZERO).await;

@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use tokio::{runtime::Handle, sync::Notify, task::JoinSet};
+use tokio::{runtime::Handle, sync::Notify, task::{AbortHandle, JoinSet}};
 
 use crate::{
     bpf::{Kernel, PodLinks},
@@ -43,6 +43,9 @@ struct Inner {
     telemetry: Arc<Telemetry>,
     workers: Handle,
     records: Records,
+    /// Held by whoever moves a pod from one phase to the next, to the end of that: the moves wait for the kernel in
+    /// between, and two of one pod would undo each other.
+    turn: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     /// A released pod's last connection is gone.
     left: Notify,
@@ -51,8 +54,8 @@ struct Inner {
 #[derive(Default)]
 struct State {
     entries: HashMap<PodName, Entry>,
-    /// Enrolled before a restart and not served yet.
-    pending: BTreeMap<PodName, Record>,
+    /// Enrolled before a restart and not served yet, with the reason.
+    pending: BTreeMap<PodName, (Record, String)>,
     generation: u32,
 }
 
@@ -65,6 +68,8 @@ struct Entry {
     phase: Phase,
     /// Of the enrolment; a release only finishes what it began.
     generation: u32,
+    /// Those who wait for connections of released enrolments to end. Aborted, they cut them.
+    releasing: Vec<AbortHandle>,
 }
 
 enum Phase {
@@ -127,6 +132,7 @@ impl Pods {
             telemetry,
             workers,
             records,
+            turn: tokio::sync::Mutex::default(),
             state,
             left,
         };
@@ -137,6 +143,7 @@ impl Pods {
 
     /// Answers `ztunnel enroll` and `ztunnel unenroll`.
     pub async fn answer(&self, request: Request) -> Answer {
+        let _turn = self.inner.turn.lock().await;
         let answer = match request {
             Request::Enroll { pod, netns } => self.enroll(&pod, &netns).await,
             Request::Unenroll { pod } => self.unenroll(&pod).await,

@@ -3,13 +3,21 @@
 
 use std::sync::Arc;
 
-use super::{Pods, enter::Failing};
-use crate::node::{Netns, Record};
+use super::Pods;
+use crate::{
+    bpf::BpfError,
+    node::{Netns, Record},
+};
 
 impl Pods {
     /// Takes up every recorded pod.
-    pub async fn restore(&self) {
+    ///
+    /// # Errors
+    /// What the earlier process announced last cannot be taken back: nobody may be served with that.
+    pub async fn restore(&self) -> Result<(), BpfError> {
         let inner = &self.inner;
+        let _turn = inner.turn.lock().await;
+        inner.kernel.tables().forget_app_dials()?;
         let records = inner.records.all();
         let unknown = inner
             .kernel
@@ -25,21 +33,27 @@ impl Pods {
             );
         }
         for record in records {
-            self.restore_one(record).await;
+            self.restore_one(record, "").await;
         }
         inner.count_pending();
+        Ok(())
     }
 
     /// Tries again to serve pods that could not be served.
     pub async fn retry_pending(&self) {
+        let _turn = self.inner.turn.lock().await;
         let pending = std::mem::take(&mut self.inner.lock().pending);
-        for record in pending.into_values() {
-            self.restore_one(record).await;
+        if pending.is_empty() {
+            return;
+        }
+        for (record, reason) in pending.into_values() {
+            self.restore_one(record, &reason).await;
         }
         self.inner.count_pending();
     }
 
-    async fn restore_one(&self, record: Record) {
+    /// `known` is why it failed before: the same failure is told once.
+    async fn restore_one(&self, record: Record, known: &str) {
         let (inner, name) = (&self.inner, record.pod.clone());
         let netns = match Netns::open(&record.netns) {
             Ok(netns) if netns.cookie() == record.cookie => Arc::new(netns),
@@ -53,18 +67,17 @@ impl Pods {
             return inner.take_off(&record).await;
         }
         let captured = match inner.workload(&name) {
-            Ok(workload) => {
-                self.capture(&name, &workload, netns, Failing::LeavesItCaptured)
-                    .await
-            }
+            Ok(workload) => self.capture(&name, &workload, netns).await,
             Err(error) => Err(error),
         };
         match captured {
             Ok(()) => tracing::info!(pod = %name, "enrolled again"),
             Err(error) => {
                 let reason = format!("{error:#}");
-                tracing::error!(pod = %name, reason, "an enrolled pod cannot be served; its connections are refused");
-                inner.lock().pending.insert(name, record);
+                if reason != known {
+                    tracing::error!(pod = %name, reason, "an enrolled pod cannot be served; its connections are refused");
+                }
+                inner.lock().pending.insert(name, (record, reason));
             }
         }
     }

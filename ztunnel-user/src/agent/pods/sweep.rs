@@ -7,8 +7,8 @@ use crate::node::{self, PodName};
 
 /// How often pods are looked at: one that is gone is forgotten, and a new device is captured, within this time.
 const SWEEP: Duration = Duration::from_secs(1);
-/// Every so many sweeps the pods' addresses are looked at too.
-const ADDRESSES_EVERY: u32 = 5;
+/// Every so many sweeps the pods' addresses are looked at too, and pods that wait to be served are tried again.
+const REST_EVERY: u32 = 5;
 
 impl Pods {
     /// Watches the pods for ever.
@@ -20,11 +20,16 @@ impl Pods {
             ticks.tick().await;
             tick = tick.wrapping_add(1);
             self.forget_gone().await;
-            self.follow_devices(tick.is_multiple_of(ADDRESSES_EVERY));
+            let rest = tick.is_multiple_of(REST_EVERY);
+            self.follow_devices(rest);
+            if rest {
+                self.retry_pending().await;
+            }
         }
     }
 
     async fn forget_gone(&self) {
+        let _turn = self.inner.turn.lock().await;
         let gone: Vec<(PodName, Entry)> = {
             let mut state = self.inner.lock();
             let gone: Vec<PodName> = state
