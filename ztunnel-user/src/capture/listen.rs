@@ -21,7 +21,7 @@ use crate::{
 /// Where IPv6 listeners are bound: the discard-only prefix of RFC 6666, routed nowhere.
 const NOWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1));
 /// For IPv4: TEST-NET-1 (RFC 5737).
-pub const NOWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const NOWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 /// Whether an address is one that hidden listeners are bound to. Nobody has business there.
 pub fn is_hidden(ip: IpAddr) -> bool {
     ip == NOWHERE_V4 || ip == NOWHERE_V6

@@ -5,7 +5,7 @@ mod listen;
 
 use std::{io, net::SocketAddr};
 
-pub use listen::{ListenError, Listener, NOWHERE_V4 as NOT_LOCAL, Role, is_hidden};
+pub use listen::{ListenError, Listener, Role, is_hidden};
 use tokio::net::TcpStream;
 
 /// A captured connection.

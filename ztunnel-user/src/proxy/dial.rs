@@ -17,7 +17,6 @@ use ztunnel_common::mark;
 use super::pod::Addresses;
 use crate::{
     bpf::Tables,
-    capture,
     identity::peer::VerifiedPeer,
     node::Netns,
     policy::Permit,
@@ -59,19 +58,9 @@ impl UpstreamDialer {
     pub async fn connect(&self, to: SocketAddr) -> Result<TcpStream, CloseDetail> {
         let failed = |error: &io::Error| CloseReason::ConnectFailed.with(format!("{to}: {error}"));
         let internal = |error: crate::bpf::BpfError| CloseReason::Internal.with(error.to_string());
-        let own = self.own.contains(to.ip());
-        let local = self
-            .netns
-            .enter(|| is_local(to.ip()))
-            .map_err(|error| failed(&error))?;
-        if local && !own {
-            // The kernel half would hand it to ourselves, again and again.
-            let detail = format!("{to} is an address inside the pod that the mesh does not serve");
-            return Err(CloseReason::SelfCall.with(detail));
-        }
         let socket = open(&self.netns, to).map_err(|error| failed(&error))?;
         self.tables.tag_proxy(socket.as_fd()).map_err(internal)?;
-        if !own {
+        if !self.own.contains(to.ip()) {
             return connect(socket, to).await;
         }
         // The pod calls itself through a service: announced, so that it finds our tunnel port and not the app's.
@@ -164,14 +153,6 @@ async fn connect(socket: Socket, to: SocketAddr) -> Result<TcpStream, CloseDetai
             })
         }
     }
-}
-
-/// Whether the calling thread's namespace delivers an address to itself: an address of a device, or one that a
-/// route of type local covers. Asked by binding to it, which is allowed for just these.
-fn is_local(ip: IpAddr) -> bool {
-    let binds = |ip: IpAddr| std::net::UdpSocket::bind((ip, 0)).is_ok();
-    // Where `ip_nonlocal_bind` is on every bind succeeds, and this cannot tell.
-    binds(ip) && !binds(capture::NOT_LOCAL)
 }
 
 /// Closes a client's connection with a reset: it was accepted before anybody knew that it could not be carried,

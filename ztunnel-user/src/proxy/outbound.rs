@@ -1,10 +1,11 @@
 //! A connection that leaves the pod: where it goes, how it gets there, and its bytes. Where it must be encrypted
 //! and cannot be, it ends; it is never carried in clear instead.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
+use ztunnel_common::mark;
 
 use super::{
     Pod,
@@ -32,7 +33,7 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
         original_dst,
     } = captured;
     let mut connection = Connection::new(Direction::Outbound, client, original_dst);
-    let route = route(&pod, &mut connection);
+    let route = leaves_the_pod(&stream, original_dst).and_then(|()| route(&pod, &mut connection));
     let tracker = pod.telemetry.open(connection);
     let route = match route {
         Ok(route) => route,
@@ -70,6 +71,19 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
         end = relay(Endpoint::Tcp(stream), upstream, &counters) => end.map(drop).map_err(|lost| lost.detail()),
     };
     tracker.finish(end);
+}
+
+/// Only what was steered on its way out counts as the pod's own, and is spoken for. A connection without the mark
+/// came to an address inside the pod that the agent does not know (yet): from outside it would get past policy, and
+/// carried on it would come back to us, again and again. The mark is the SYN's (`tcp_fwmark_accept`); none survives
+/// the way between two namespaces.
+fn leaves_the_pod(stream: &TcpStream, to: SocketAddr) -> Result<(), CloseDetail> {
+    let mark = socket2::SockRef::from(stream).mark().unwrap_or_default();
+    if mark & mark::STEER_MASK == mark::STEER {
+        return Ok(());
+    }
+    let detail = format!("{to} is an address inside the pod that the mesh does not serve");
+    Err(CloseReason::SelfCall.with(detail))
 }
 
 /// Resolves where the connection goes, and notes for the log what is known of both ends.
