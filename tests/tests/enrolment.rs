@@ -243,4 +243,11 @@ fn a_pod_replaced_by_one_of_the_same_name_is_enrolled_anew() {
     let path = Path::new("/run/netns").join(&name);
     let output = mesh.enroll_as("n2", &path, "default/web").unwrap();
     assert_eq!(output.code(), 0, "{output:?}");
+    // Enrolled is captured: programs hang in the new namespace.
+    let shown = ["ip", "netns", "exec", &name, "bpftool", "net"];
+    let hangs = ztunnel_tests::run_with_input(None, &shown, "", SOON)
+        .unwrap()
+        .ok()
+        .unwrap();
+    assert!(hangs.contains("pod_egress"), "{hangs}");
 }

@@ -116,7 +116,10 @@ impl PodLinks {
     /// [`BpfError`] for the first device that refuses.
     pub fn follow_devices(&mut self) -> Result<usize, BpfError> {
         let present = devices().map_err(BpfError::Devices)?;
-        for gone in self.devices.extract_if(.., |number| !present.contains_key(number)) {
+        for gone in self
+            .devices
+            .extract_if(.., |number| !present.contains_key(number))
+        {
             let _ = std::fs::remove_file(self.pins.join(pin_name(EGRESS, gone)));
         }
         let (mut new, mut refused) = (0, None);

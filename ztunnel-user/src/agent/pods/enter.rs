@@ -44,12 +44,7 @@ impl Pods {
     }
 
     /// Puts the pod into the mesh.
-    pub(super) async fn capture(
-        &self,
-        name: &PodName,
-        workload: &Workload,
-        netns: Arc<Netns>,
-    ) -> Result<()> {
+    pub(super) async fn capture(&self, name: &PodName, workload: &Workload, netns: Arc<Netns>) -> Result<()> {
         let inner = &self.inner;
         let failing = if inner.kernel.holds(netns.cookie()) {
             Failing::LeavesItCaptured
@@ -157,7 +152,12 @@ impl Inner {
             .entries
             .iter()
             .map(|(other, entry)| (other, entry.netns.cookie()))
-            .chain(state.pending.iter().map(|(other, (record, _))| (other, record.cookie)))
+            .chain(
+                state
+                    .pending
+                    .iter()
+                    .map(|(other, (record, _))| (other, record.cookie)),
+            )
             .find(|(other, cookie)| *other != name && *cookie == netns.cookie());
         if let Some((other, _)) = taken {
             bail!(

@@ -15,7 +15,11 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use tokio::{runtime::Handle, sync::Notify, task::{AbortHandle, JoinSet}};
+use tokio::{
+    runtime::Handle,
+    sync::Notify,
+    task::{AbortHandle, JoinSet},
+};
 
 use crate::{
     bpf::{Kernel, PodLinks},
