@@ -143,9 +143,11 @@ impl Tunnel {
         let counters = Arc::clone(tracker.counters());
         // Cutting resets both ends: dropping the relay does.
         let end = tokio::select! {
-            end = relay(app, stream.into(), &counters) => end.map(drop).map_err(|lost| lost.detail()),
+            // First: what was allowed when it was dialled may not be any more, and then no byte is carried.
+            biased;
             revoked = judged.revoked() => Err(revoked),
             () = drain.cut() => Err(CloseReason::Drained.with("")),
+            end = relay(app, stream.into(), &counters) => end.map(drop).map_err(|lost| lost.detail()),
         };
         tracker.finish(end);
     }

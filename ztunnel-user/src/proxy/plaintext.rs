@@ -63,7 +63,11 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
         actual_dst: original_dst,
         protocol: "TCP",
     });
-    let app = match pod.app.connect(permit, Client::Plaintext).await {
+    let dialled = tokio::select! {
+        dialled = pod.app.connect(permit, Client::Plaintext) => dialled,
+        () = drain.cut() => Err(CloseReason::Drained.with("while connecting")),
+    };
+    let app = match dialled {
         Ok(app) => app,
         Err(failure) => {
             tracker.finish(Err(failure));
@@ -72,11 +76,13 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
     };
     let counters = Arc::clone(tracker.counters());
     let end = tokio::select! {
+        // First: what was allowed when it was dialled may not be any more, and then no byte is carried.
+        biased;
+        revoked = judged.revoked() => Err(revoked),
+        () = drain.cut() => Err(CloseReason::Drained.with("")),
         end = relay(Endpoint::Tcp(app), Endpoint::Tcp(stream), &counters) => {
             end.map(drop).map_err(|lost| lost.detail())
         }
-        revoked = judged.revoked() => Err(revoked),
-        () = drain.cut() => Err(CloseReason::Drained.with("")),
     };
     tracker.finish(end);
 }
