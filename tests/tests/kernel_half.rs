@@ -48,7 +48,12 @@ fn clsact_filters_carry_connections_and_are_taken_off_again() {
         .pod("sleep")
         .get(mesh.pod("web").at(APP), "/")
         .is_ok()));
-    assert_eq!(tc_filters(&mesh, "sleep").matches("pod_egress").count(), 1);
+    assert_eq!(
+        tc_filters(&mesh, "sleep")
+            .matches("handle 0x1 pod_egress")
+            .count(),
+        1
+    );
 
     for pod in ["sleep", "web"] {
         mesh.unenroll(pod).unwrap();
@@ -129,10 +134,11 @@ fn a_device_that_comes_later_is_captured() {
         "ip", "link", "add", "late0", "type", "veth", "peer", "name", "late1",
     ];
     sleep.exec(&batch).unwrap().ok().unwrap();
+    let links = mesh.node("n1").bpf_dir().join("v1/links");
     let captured = || {
-        let net = sleep.exec(&["bpftool", "net"]).unwrap().ok().unwrap();
-        net.lines()
-            .any(|line| line.contains("late0") && line.contains("pod_egress"))
+        let pods = std::fs::read_dir(&links).unwrap();
+        pods.into_iter()
+            .any(|pod| pod.unwrap().path().join("pod_egress-late0").exists())
     };
     assert!(becomes_true(SOON, captured));
 }

@@ -11,6 +11,7 @@ mod pods;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{net::TcpListener, runtime, sync::Notify};
 
 pub use pods::{Pods, PodsParts};
@@ -70,6 +71,7 @@ async fn serve(
     workers: &runtime::Handle,
 ) -> Result<()> {
     let host = Host::probe(&settings.bpf_dir)?;
+    raise_descriptor_limit();
     std::fs::create_dir_all(&settings.run_dir)
         .with_context(|| format!("making the run directory {}", settings.run_dir.display()))?;
     let telemetry = Telemetry::new(env!("CARGO_PKG_VERSION"));
@@ -135,6 +137,16 @@ async fn serve(
     tracing::info!("stopped; enrolled pods stay captured and are refused until a node runs here again");
     let _ = edges.start(drain::Mode::Immediate, Duration::ZERO).await;
     Ok(())
+}
+
+/// A connection takes two descriptors, and all pods share the process's: shells and service managers give it 1024 of
+/// the many it may have.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open descriptors stays as it is");
+    }
 }
 
 fn ca_config(settings: &Settings) -> CaClientConfig {

@@ -20,6 +20,8 @@ use super::PodName;
 const MAX_LINE: usize = 64 * 1024;
 /// How long a person waits for an answer before the agent is called unresponsive.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Pause after accept() failed.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);
 
 /// What is asked.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,7 +129,15 @@ where
     let listener = UnixListener::bind(&path)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
     loop {
-        let (mut stream, _) = listener.accept().await?;
+        let (mut stream, _) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, mostly. That a command waits is no reason to end the node.
+                tracing::warn!(%error, "cannot accept a command");
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
+                continue;
+            }
+        };
         let asked = tokio::time::timeout(PATIENCE, read_line(&mut stream)).await;
         let answer = match asked {
             Ok(Ok(line)) => match serde_json::from_slice(&line) {

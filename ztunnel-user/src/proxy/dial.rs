@@ -124,13 +124,18 @@ fn open(netns: &Netns, to: SocketAddr) -> io::Result<Socket> {
     let socket = netns.enter(make).and_then(|socket| socket)?;
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
+    keep_alive(&socket)?;
+    Ok(socket)
+}
+
+/// Finds out that the other end of an idle connection is gone without a word.
+pub(super) fn keep_alive(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(KEEPALIVE)
             .with_interval(KEEPALIVE)
             .with_retries(KEEPALIVE_RETRIES),
-    )?;
-    Ok(socket)
+    )
 }
 
 async fn connect(socket: Socket, to: SocketAddr) -> Result<TcpStream, CloseDetail> {

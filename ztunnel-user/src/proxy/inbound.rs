@@ -144,7 +144,8 @@ impl Tunnel {
         // Cutting resets both ends: dropping the relay does.
         let end = tokio::select! {
             biased;
-            // The cut first: it takes tunnels down too, and that is not how the connection ended.
+            // The drain's cut takes tunnels down too, which is not how the connection ended; and what was allowed
+            // when it was dialled may not be any more, and then no byte is carried.
             () = drain.cut() => Err(CloseReason::Drained.with("")),
             revoked = judged.revoked() => Err(revoked),
             end = relay(app, stream.into(), &counters) => end.map(drop).map_err(|lost| lost.detail()),

@@ -63,7 +63,11 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
         actual_dst: original_dst,
         protocol: "TCP",
     });
-    let app = match pod.app.connect(permit, Client::Plaintext).await {
+    let dialled = tokio::select! {
+        dialled = pod.app.connect(permit, Client::Plaintext) => dialled,
+        () = drain.cut() => Err(CloseReason::Drained.with("while connecting")),
+    };
+    let app = match dialled {
         Ok(app) => app,
         Err(failure) => {
             tracker.finish(Err(failure));

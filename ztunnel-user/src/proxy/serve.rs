@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{runtime::Handle, time::timeout};
 
-use super::{Pod, inbound, outbound, plaintext};
+use super::{Pod, dial, inbound, outbound, plaintext};
 use crate::{
     bpf::Tables,
     capture::{Captured, ListenError, Listener, Role},
@@ -70,6 +70,8 @@ where
 {
     let give = |captured: Captured, drain: &drain::Watch| {
         let _ = captured.stream.set_nodelay(true);
+        // The app's own keepalive ends at our socket: a client that is gone shows nowhere else.
+        let _ = dial::keep_alive(&socket2::SockRef::from(&captured.stream));
         tokio::spawn(carry(Arc::clone(&pod), captured, drain.clone()));
     };
     let guard = loop {

@@ -28,24 +28,27 @@ enum ErrorWatch<'s> {
     Over,
 }
 
+/// Dropping it resets the socket unless it is complete: the socket is closed right after, with no time to linger.
 pub(super) struct TcpSide<'s> {
     io: &'s TcpStream,
     buffer: BytesMut,
     size: usize,
     small_reads: u8,
     errors: ErrorWatch<'s>,
-    complete: bool,
 }
 
 impl<'s> TcpSide<'s> {
     pub(super) fn new(io: &'s TcpStream) -> Self {
+        // From the start, so that the kernel resets it too when this process is killed.
+        if let Err(error) = io.set_zero_linger() {
+            tracing::warn!(%error, "if it is cut, the socket cannot be reset, only closed");
+        }
         Self {
             io,
             buffer: BytesMut::new(),
             size: 0,
             small_reads: 0,
             errors: ErrorWatch::Unused,
-            complete: false,
         }
     }
 
@@ -180,17 +183,8 @@ impl SideIo for TcpSide<'_> {
     }
 
     fn complete(&mut self) {
-        self.complete = true;
-    }
-}
-
-impl Drop for TcpSide<'_> {
-    fn drop(&mut self) {
-        // The socket is closed right after this; with no time to linger that sends RST instead of FIN.
-        if !self.complete
-            && let Err(error) = self.io.set_zero_linger()
-        {
-            tracing::warn!(%error, "socket cannot be reset, only closed");
+        if let Err(error) = socket2::SockRef::from(self.io).set_linger(None) {
+            tracing::warn!(%error, "the socket's last bytes may be lost");
         }
     }
 }
