@@ -1,5 +1,6 @@
 //! What the kernel half does in its less travelled corners: clsact instead of tcx, packets that cannot be read,
 //! addresses and devices that come later, and its own log.
+#![expect(clippy::unwrap_used, reason = "tests panic")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
