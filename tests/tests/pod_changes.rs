@@ -66,9 +66,10 @@ fn an_address_that_a_pod_gives_itself_is_no_way_past_policy() {
     let fresh: SocketAddr = ([10, 244, 2, 99], APP).into();
     ip(node.netns(), &format!("route add {} dev v-web\n", fresh.ip()));
     ip(pod.netns(), &format!("addr add {}/32 dev eth0\n", fresh.ip()));
-    // Longer than the agent takes to learn of the address.
+    // Longer than the agent takes to learn of the address; held, so that what goes in circles goes on.
+    let mut held = Vec::new();
     for _ in 0..30 {
-        let _refused = mesh.pod("plain").connect_with(fresh, PATIENCE, |_| Ok(()));
+        held.push(mesh.pod("plain").connect_with(fresh, PATIENCE, |_| Ok(())));
         std::thread::sleep(Duration::from_millis(200));
     }
     let came = accept_within(&listener, Duration::from_millis(100));
