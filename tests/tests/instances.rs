@@ -143,11 +143,16 @@ fn a_second_instance_on_the_same_folders_is_refused() {
     argv.extend(flag("--token-file", &mesh.token_path("n1")));
     argv.extend(flag("--run-dir", &node.run_dir()));
     argv.extend(flag("--bpf-dir", node.bpf_dir()));
-    let output = ztunnel_tests::run(Some(node.netns()), &argv, SOON).unwrap();
-    assert!(!output.success(), "{output:?}");
-    assert!(!output.stderr.contains("panicked"), "{output:?}");
-    assert!(
-        mesh.pod("sleep").get(mesh.pod("near").at(8080), "/").is_ok(),
-        "the first one goes on"
-    );
+    // With the same ports, and with ports of its own (as a second pod of a DaemonSet has them).
+    let own_ports = ["readiness", "metrics", "admin"].map(|edge| format!("--{edge}-address=127.0.0.1:0"));
+    for further in [&[][..], &own_ports] {
+        let argv = [&argv, further].concat();
+        let output = ztunnel_tests::run(Some(node.netns()), &argv, SOON).unwrap();
+        assert!(!output.success(), "{output:?}");
+        assert!(!output.stderr.contains("panicked"), "{output:?}");
+        assert!(
+            mesh.pod("sleep").get(mesh.pod("near").at(8080), "/").is_ok(),
+            "the first one goes on: {output:?}"
+        );
+    }
 }

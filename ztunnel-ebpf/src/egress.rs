@@ -4,11 +4,11 @@
 //! A hook that judges at connect() has its place before this file: what it steers carries `mark::STEER`, is
 //! routed to lo and never reaches a device with this program; what it lets go it tags `TAG_UNTOUCHED`.
 
-use aya_ebpf::{bindings::BPF_F_INGRESS, helpers::bpf_redirect, programs::TcContext};
+use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use ztunnel_common::{
     capture::{TAG_CAPTURED, TAG_PROXY, TAG_UNTOUCHED},
-    counter, mark,
+    counter,
     pod::STATE_RELEASED,
 };
 
@@ -18,12 +18,9 @@ use crate::{
     packet::{Read, Tcp},
     refuse,
     socket::{self, Sender},
+    steer,
     verdict::Packet,
 };
-
-/// lo is the first device of every network namespace (`LOOPBACK_IFINDEX`).
-const LO: u32 = 1;
-const TC_ACT_REDIRECT: i32 = 7;
 
 /// The verdict on one outgoing packet.
 #[inline(always)]
@@ -46,7 +43,7 @@ pub fn decide(ctx: &TcContext) -> Packet {
         return new_connection(ctx, &packet, sender.as_ref());
     }
     match tag {
-        TAG_CAPTURED => turn_back(ctx),
+        TAG_CAPTURED => steer::turn_back(ctx),
         TAG_UNTOUCHED => Packet::Continue,
         _ => unjudged(ctx, &packet, sender.as_ref()),
     }
@@ -90,7 +87,7 @@ fn new_connection(ctx: &TcContext, packet: &Tcp, sender: Option<&Sender>) -> Pac
         u16::from_be_bytes(packet.dst_port)
     );
     remember(sender, TAG_CAPTURED);
-    turn_back(ctx)
+    steer::turn_back(ctx)
 }
 
 /// A packet of a connection nobody has judged: accepted from outside, open since before enrolment, or sent
@@ -98,7 +95,7 @@ fn new_connection(ctx: &TcContext, packet: &Tcp, sender: Option<&Sender>) -> Pac
 #[inline(always)]
 fn unjudged(ctx: &TcContext, packet: &Tcp, sender: Option<&Sender>) -> Packet {
     if socket::receiver_is_here(ctx, packet) {
-        return turn_back(ctx);
+        return steer::turn_back(ctx);
     }
     if sender.is_some() {
         bump(counter::LEFT_ESTABLISHED);
@@ -112,19 +109,6 @@ fn remember(sender: Option<&Sender>, tag: u32) {
     if let Some(sender) = sender {
         sender.remember(tag);
     }
-}
-
-/// Sends the packet into the pod's own stack instead of out of it.
-#[inline(always)]
-pub fn turn_back(ctx: &TcContext) -> Packet {
-    ctx.set_mark(mark::STEER);
-    // SAFETY: no pointer is passed.
-    let action = unsafe { bpf_redirect(LO, BPF_F_INGRESS as u64) } as i32;
-    if action != TC_ACT_REDIRECT {
-        bump(counter::DROPPED_TURN_BACK);
-        return Packet::Drop;
-    }
-    Packet::Redirected(action)
 }
 
 #[inline(always)]

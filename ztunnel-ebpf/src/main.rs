@@ -19,6 +19,7 @@ mod maps;
 mod packet;
 mod refuse;
 mod socket;
+mod steer;
 mod verdict;
 
 /// Who accepts a new connection that arrives in the pod's namespace: the app, or one of the proxy's listeners.

@@ -5,8 +5,8 @@
 use aya_ebpf::programs::TcContext;
 
 use crate::{
-    egress,
     packet::{Family, Tcp},
+    steer,
     verdict::Packet,
 };
 
@@ -25,7 +25,7 @@ const CHECKSUM: usize = 16;
 #[inline(always)]
 pub fn with_reset(ctx: &TcContext, packet: &Tcp) -> Packet {
     match rewrite(ctx, packet) {
-        Ok(()) => egress::turn_back(ctx),
+        Ok(()) => steer::turn_back(ctx),
         Err(_) => Packet::Drop,
     }
 }

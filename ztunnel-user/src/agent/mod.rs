@@ -115,6 +115,10 @@ async fn serve(
         version = env!("CARGO_PKG_VERSION"),
         "starting"
     );
+    // Before any pod is touched: a second agent of the same directories would take the pods from the first and then end.
+    let control = node::Control::open(&settings.run_dir)
+        .await
+        .context("the control socket")?;
     pods.restore().await?;
     pods_restored.done();
     tokio::spawn(feed::certificates_ready(
@@ -123,11 +127,11 @@ async fn serve(
         Arc::clone(&secrets),
         certificates,
     ));
-    let control = node::serve_control(&settings.run_dir, |request| pods.answer(request));
+    let control = control.serve(|request| pods.answer(request));
     let fed = feed::follow(changes, &settings, &options, &mesh, &secrets, &telemetry, &pods);
     let swept = pods.sweep();
     tokio::select! {
-        failed = control => failed.context("the control socket")?,
+        never = control => match never {},
         () = fed => {}
         () = swept => {}
         signal = stopped(&stop) => tracing::info!(signal, "stopping: no new connections; open ones may finish"),

@@ -2,6 +2,7 @@
 //! root can open; one JSON line each way. It is never reachable from a pod.
 
 use std::{
+    convert::Infallible,
     io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -106,51 +107,68 @@ pub async fn ask(run_dir: &Path, request: &Request) -> Result<Answer, ControlErr
     serde_json::from_slice(&answer).map_err(|error| no_answer(error.to_string()))
 }
 
-/// Answers requests until the returned future is dropped. Requests are taken one at a time, in order.
-///
-/// # Errors
-/// The socket cannot be made, or another agent answers on it.
-pub async fn serve<F, Fut>(run_dir: &Path, mut handle: F) -> io::Result<()>
+/// The control socket of this run directory. Who has it is the directory's only agent.
+#[derive(Debug)]
+pub struct Control(UnixListener);
+
+impl Control {
+    /// Makes the socket. Requests wait until [`serve`](Self::serve) takes them.
+    ///
+    /// # Errors
+    /// The socket cannot be made, or another agent answers on it.
+    pub async fn open(run_dir: &Path) -> io::Result<Self> {
+        let path = socket_path(run_dir);
+        if UnixStream::connect(&path).await.is_ok() {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!(
+                    "another agent answers at {}; give each its own --run-dir",
+                    path.display()
+                ),
+            ));
+        }
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(Self(listener))
+    }
+
+    /// Answers requests, one at a time and in order, until the returned future is dropped; the next agent may have
+    /// the directory then.
+    pub async fn serve<F, Fut>(self, mut handle: F) -> Infallible
+    where
+        F: FnMut(Request) -> Fut,
+        Fut: Future<Output = Answer>,
+    {
+        loop {
+            match self.0.accept().await {
+                Ok((stream, _)) => answer_one(stream, &mut handle).await,
+                Err(error) => {
+                    // Out of descriptors, mostly. That a command waits is no reason to end the node.
+                    tracing::warn!(%error, "cannot accept a command");
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+    }
+}
+
+async fn answer_one<F, Fut>(mut stream: UnixStream, handle: &mut F)
 where
     F: FnMut(Request) -> Fut,
     Fut: Future<Output = Answer>,
 {
-    let path = socket_path(run_dir);
-    if UnixStream::connect(&path).await.is_ok() {
-        return Err(io::Error::new(
-            io::ErrorKind::AddrInUse,
-            format!(
-                "another agent answers at {}; give each its own --run-dir",
-                path.display()
-            ),
-        ));
-    }
-    let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-    loop {
-        let (mut stream, _) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of descriptors, mostly. That a command waits is no reason to end the node.
-                tracing::warn!(%error, "cannot accept a command");
-                tokio::time::sleep(ACCEPT_BACKOFF).await;
-                continue;
-            }
-        };
-        let asked = tokio::time::timeout(PATIENCE, read_line(&mut stream)).await;
-        let answer = match asked {
-            Ok(Ok(line)) => match serde_json::from_slice(&line) {
-                Ok(request) => handle(request).await,
-                Err(error) => Answer::Refused(format!("not a request of this version: {error}")),
-            },
-            _ => continue,
-        };
-        if let Ok(mut line) = serde_json::to_vec(&answer) {
-            line.push(b'\n');
-            // The asker may have gone; what was done stays done.
-            let _ = stream.write_all(&line).await;
-        }
+    let Ok(Ok(line)) = tokio::time::timeout(PATIENCE, read_line(&mut stream)).await else {
+        return;
+    };
+    let answer = match serde_json::from_slice(&line) {
+        Ok(request) => handle(request).await,
+        Err(error) => Answer::Refused(format!("not a request of this version: {error}")),
+    };
+    if let Ok(mut line) = serde_json::to_vec(&answer) {
+        line.push(b'\n');
+        // The asker may have gone; what was done stays done.
+        let _ = stream.write_all(&line).await;
     }
 }
 

@@ -6,7 +6,7 @@ mod netns;
 mod plumbing;
 mod record;
 
-pub use control::{Answer, ControlError, Request, ask, serve as serve_control};
+pub use control::{Answer, Control, ControlError, Request, ask};
 pub use netns::{Netns, NetnsError};
 pub use plumbing::{PlumbingError, lay, local_addresses, take_up};
 pub use record::{PodName, Record, Records};

@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
 use ztunnel_common::mark;
 
-use super::pod::Addresses;
+use super::addresses::Addresses;
 use crate::{
     bpf::Tables,
     identity::peer::VerifiedPeer,

@@ -3,6 +3,7 @@
 
 pub mod copy;
 
+mod addresses;
 mod connections;
 mod dial;
 mod inbound;
@@ -11,6 +12,7 @@ mod outbound;
 mod plaintext;
 mod pod;
 mod serve;
+mod tunnel;
 
 pub use connections::{Connections, Listed};
 pub use dial::{AppDialer, Client, UpstreamDialer};

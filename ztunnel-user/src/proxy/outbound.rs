@@ -4,24 +4,21 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
 use ztunnel_common::mark;
 
 use super::{
     Pod,
     connections::Listed,
     copy::{Endpoint, relay},
-    dial::{self, UpstreamDialer},
+    dial,
 };
 use crate::{
     capture::{self, Captured},
     drain,
-    hbone::{Authority, ConnectHead, Dialer, TunnelKey, headers},
-    identity::{SecretStore, SpiffeId},
+    hbone::{Authority, ConnectHead, TunnelKey, headers},
     mesh::{Flow, HboneRoute, Route, Workload, resolve},
     reason::{CloseDetail, CloseReason},
     telemetry::{Connection, Direction, Peer},
-    tls,
 };
 
 /// Carries one captured connection to its end.
@@ -179,38 +176,5 @@ pub(super) fn baggage(workload: &Workload) -> headers::Baggage<'_> {
         revision: some(&workload.canonical_revision),
         region: some(&workload.locality.region),
         zone: some(&workload.locality.zone),
-    }
-}
-
-/// Opens the authenticated connection a tunnel runs on, from inside the pod.
-#[derive(Debug)]
-pub(super) struct TunnelDialer {
-    upstream: UpstreamDialer,
-    secrets: Arc<SecretStore>,
-}
-
-impl TunnelDialer {
-    pub(super) fn new(upstream: UpstreamDialer, secrets: Arc<SecretStore>) -> Self {
-        Self { upstream, secrets }
-    }
-
-    async fn certificate(&self, id: &SpiffeId) -> Result<Arc<tls::WorkloadCertificate>, CloseDetail> {
-        self.secrets
-            .certificate(id)
-            .await
-            .map_err(|error| error.close_detail())
-    }
-}
-
-impl Dialer for TunnelDialer {
-    type Io = TlsStream<TcpStream>;
-
-    async fn dial(&self, key: &TunnelKey) -> Result<Self::Io, CloseDetail> {
-        let certificate = self.certificate(&key.source).await?;
-        let stream = self.upstream.connect(key.tunnel).await?;
-        let (stream, _peer) = tls::connect(&certificate, &key.expected, stream)
-            .await
-            .map_err(|error| error.close_detail())?;
-        Ok(stream)
     }
 }

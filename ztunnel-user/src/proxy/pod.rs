@@ -3,12 +3,11 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use arc_swap::ArcSwap;
-
 use super::{
+    addresses::Addresses,
     connections::Connections,
     dial::{AppDialer, UpstreamDialer},
-    outbound::TunnelDialer,
+    tunnel::TunnelDialer,
 };
 use crate::{
     bpf::Tables,
@@ -38,20 +37,6 @@ pub struct PodParts {
     pub secrets: Arc<SecretStore>,
     /// Access log and metrics.
     pub telemetry: Arc<Telemetry>,
-}
-
-/// The addresses in a pod's namespace, as the agent last saw them. Clones are the same.
-#[derive(Clone, Debug)]
-pub(super) struct Addresses(Arc<ArcSwap<Vec<IpAddr>>>);
-
-impl Addresses {
-    fn new(addresses: Vec<IpAddr>) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(addresses)))
-    }
-
-    pub(super) fn contains(&self, ip: IpAddr) -> bool {
-        self.0.load().contains(&ip)
-    }
 }
 
 /// One enrolled pod, as its connections see it.
@@ -125,6 +110,6 @@ impl Pod {
 
     /// The pod's addresses have changed.
     pub fn has_addresses(&self, addresses: Vec<IpAddr>) {
-        self.addresses.0.store(Arc::new(addresses));
+        self.addresses.replace(addresses);
     }
 }

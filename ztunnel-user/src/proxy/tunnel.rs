@@ -1,0 +1,48 @@
+//! Opens the authenticated connections that tunnels run on. It never opens one to a peer that does not prove one of
+//! the identities it was asked for.
+
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+use super::dial::UpstreamDialer;
+use crate::{
+    hbone::{Dialer, TunnelKey},
+    identity::{SecretStore, SpiffeId},
+    reason::CloseDetail,
+    tls,
+};
+
+/// Opens the authenticated connection a tunnel runs on, from inside the pod.
+#[derive(Debug)]
+pub(super) struct TunnelDialer {
+    upstream: UpstreamDialer,
+    secrets: Arc<SecretStore>,
+}
+
+impl TunnelDialer {
+    pub(super) fn new(upstream: UpstreamDialer, secrets: Arc<SecretStore>) -> Self {
+        Self { upstream, secrets }
+    }
+
+    async fn certificate(&self, id: &SpiffeId) -> Result<Arc<tls::WorkloadCertificate>, CloseDetail> {
+        self.secrets
+            .certificate(id)
+            .await
+            .map_err(|error| error.close_detail())
+    }
+}
+
+impl Dialer for TunnelDialer {
+    type Io = TlsStream<TcpStream>;
+
+    async fn dial(&self, key: &TunnelKey) -> Result<Self::Io, CloseDetail> {
+        let certificate = self.certificate(&key.source).await?;
+        let stream = self.upstream.connect(key.tunnel).await?;
+        let (stream, _peer) = tls::connect(&certificate, &key.expected, stream)
+            .await
+            .map_err(|error| error.close_detail())?;
+        Ok(stream)
+    }
+}
