@@ -138,10 +138,14 @@ fn a_device_that_comes_later_is_captured() {
     let links = mesh.node("n1").bpf_dir().join("v1/links");
     let captured = || {
         let pods = std::fs::read_dir(&links).unwrap();
-        pods.into_iter()
-            .any(|pod| pod.unwrap().path().join("pod_egress-late0").exists())
+        let programs = pods.flat_map(|pod| std::fs::read_dir(pod.unwrap().path()).unwrap());
+        let names = programs.map(|program| program.unwrap().file_name());
+        names
+            .filter(|name| name.display().to_string().starts_with("pod_egress-"))
+            .count()
     };
-    assert!(becomes_true(SOON, captured));
+    // eth0, and both ends of the new pair.
+    assert!(becomes_true(SOON, || captured() == 3), "{} devices", captured());
 }
 
 #[test]

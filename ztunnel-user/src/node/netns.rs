@@ -58,6 +58,22 @@ pub enum NetnsError {
     },
 }
 
+impl NetnsError {
+    /// Whether the path says that no namespace is there any more. Failing to look does not say so.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::Open { source, .. } => {
+                matches!(
+                    source.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                )
+            }
+            Self::NotANamespace(_) => true,
+            Self::Own(_) | Self::Enter { .. } => false,
+        }
+    }
+}
+
 impl Netns {
     /// Opens the namespace at `path`, as it is made by `ip netns add`, a CNI, or as `/proc/PID/ns/net`.
     ///
@@ -174,5 +190,31 @@ fn cookie_of_this_thread() -> io::Result<u64> {
         Ok(cookie)
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_missing_or_other_file_says_that_a_namespace_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        for (path, gone) in [
+            (dir.path().join("missing"), true),
+            (file.join("below-a-file"), true),
+            (file.clone(), true),
+            (PathBuf::from(OWN), false),
+        ] {
+            let error = Netns::open(&path).unwrap_err();
+            assert_eq!(error.is_gone(), gone, "{error}");
+        }
+        let starved = NetnsError::Open {
+            path: file,
+            source: io::Error::from_raw_os_error(libc::EMFILE),
+        };
+        assert!(!starved.is_gone(), "no descriptors left is no news of the pod");
     }
 }

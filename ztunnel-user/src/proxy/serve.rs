@@ -97,6 +97,5 @@ where
         _ = timeout(LAST_ARRIVALS, last) => {}
         () = cut => {}
     }
-    pod.pool.drain();
     drop(guard);
 }

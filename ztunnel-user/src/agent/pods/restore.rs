@@ -56,8 +56,9 @@ impl Pods {
     async fn restore_one(&self, record: Record, known: &str) {
         let (inner, name) = (&self.inner, record.pod.clone());
         let netns = match Netns::open(&record.netns) {
-            Ok(netns) if netns.cookie() == record.cookie => Arc::new(netns),
-            _ => {
+            Ok(netns) if netns.cookie() == record.cookie => Ok(Arc::new(netns)),
+            Err(error) if !error.is_gone() => Err(error),
+            Ok(_) | Err(_) => {
                 tracing::info!(pod = %name, "gone while no node ran here");
                 return inner.take_off(&record).await;
             }
@@ -66,9 +67,10 @@ impl Pods {
             tracing::info!(pod = %name, "was released; its last connections ended with the earlier node");
             return inner.take_off(&record).await;
         }
-        let captured = match inner.workload(&name) {
-            Ok(workload) => self.capture(&name, &workload, netns).await,
-            Err(error) => Err(error),
+        let captured = match (inner.workload(&name), netns) {
+            (Ok(workload), Ok(netns)) => self.capture(&name, &workload, netns).await,
+            (Err(error), _) => Err(error),
+            (_, Err(error)) => Err(error.into()),
         };
         match captured {
             Ok(()) => tracing::info!(pod = %name, "enrolled again"),
