@@ -10,7 +10,7 @@ use super::{
     Client, Pod,
     connections::Listed,
     copy::{Endpoint, relay},
-    dial,
+    dial, ending,
     judge::{self, Judged},
     outbound::baggage,
 };
@@ -146,9 +146,9 @@ impl Tunnel {
             biased;
             // The drain's cut takes tunnels down too, which is not how the connection ended; and what was allowed
             // when it was dialled may not be any more, and then no byte is carried.
-            () = drain.cut() => Err(CloseReason::Drained.with("")),
+            () = drain.cut() => Err(ending::cut()),
             revoked = judged.revoked() => Err(revoked),
-            end = relay(app, stream.into(), &counters) => end.map(drop).map_err(|lost| lost.detail()),
+            end = relay(app, stream.into(), &counters) => ending::of(end, &drain),
         };
         tracker.finish(end);
     }

@@ -6,6 +6,7 @@ pub mod copy;
 mod addresses;
 mod connections;
 mod dial;
+mod ending;
 mod inbound;
 mod judge;
 mod outbound;

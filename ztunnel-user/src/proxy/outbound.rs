@@ -10,7 +10,7 @@ use super::{
     Pod,
     connections::Listed,
     copy::{Endpoint, relay},
-    dial,
+    dial, ending,
 };
 use crate::{
     capture::{self, Captured},
@@ -64,8 +64,8 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
     let counters = Arc::clone(tracker.counters());
     let end = tokio::select! {
         biased;
-        () = drain.cut() => Err(CloseReason::Drained.with("")),
-        end = relay(Endpoint::Tcp(stream), upstream, &counters) => end.map(drop).map_err(|lost| lost.detail()),
+        () = drain.cut() => Err(ending::cut()),
+        end = relay(Endpoint::Tcp(stream), upstream, &counters) => ending::of(end, &drain),
     };
     tracker.finish(end);
 }

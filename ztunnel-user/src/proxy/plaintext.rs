@@ -7,7 +7,7 @@ use super::{
     Client, Pod,
     connections::Listed,
     copy::{Endpoint, relay},
-    dial,
+    dial, ending,
     inbound::MESH_PORTS,
     judge,
 };
@@ -77,11 +77,9 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
     let counters = Arc::clone(tracker.counters());
     let end = tokio::select! {
         biased;
-        () = drain.cut() => Err(CloseReason::Drained.with("")),
+        () = drain.cut() => Err(ending::cut()),
         revoked = judged.revoked() => Err(revoked),
-        end = relay(Endpoint::Tcp(app), Endpoint::Tcp(stream), &counters) => {
-            end.map(drop).map_err(|lost| lost.detail())
-        }
+        end = relay(Endpoint::Tcp(app), Endpoint::Tcp(stream), &counters) => ending::of(end, &drain),
     };
     tracker.finish(end);
 }
