@@ -121,7 +121,7 @@ impl Kernel {
     /// `node::Netns::enter`).
     ///
     /// # Errors
-    /// [`BpfError`]; what was attached before the failure is detached again.
+    /// [`BpfError`]; what was attached is detached again, unless the pod was captured before: then it stays so.
     pub fn attach(&self, netns: std::os::fd::BorrowedFd<'_>, cookie: u64) -> Result<PodLinks, BpfError> {
         let object = object::load(&self.pins, cookie, self.log_level)?;
         PodLinks::attach(

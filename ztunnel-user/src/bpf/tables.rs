@@ -74,11 +74,6 @@ impl Tables {
             .map_err(failed("pods", "insert"))
     }
 
-    /// The record of a pod, if there is one.
-    pub fn pod(&self, cookie: u64) -> Option<PodRecord> {
-        lock(&self.pods).get(&cookie, 0).ok()
-    }
-
     /// Forgets a pod and all its addresses. Only after its programs are detached: they refuse without a record.
     pub fn remove_pod(&self, cookie: u64) {
         let _ = lock(&self.pods).remove(&cookie);

@@ -20,8 +20,7 @@ use super::workload::{Protocol, Workload};
 use crate::identity::spiffe::SpiffeId;
 use crate::reason::CloseReason;
 
-/// The port on which an enrolled workload accepts tunnels.
-pub const HBONE_PORT: u16 = 15008;
+pub use ztunnel_common::listener::HBONE_PORT;
 
 /// An outbound connection as it was captured.
 #[derive(Debug, Clone)]
