@@ -21,7 +21,8 @@ pub use name::{
 };
 pub use resolve::{Flow, HboneRoute, Route, TcpRoute, Unroutable, resolve};
 pub use service::{
-    Endpoint, HealthPolicy, IpFamilies, LoadBalancer, Mode, Scope, Service, Visibility, WeightedWaypoint,
+    Endpoint, HealthPolicy, IpFamilies, LoadBalancer, Mode, Scope, Service, SessionAffinity, Visibility,
+    WeightedWaypoint,
 };
 pub use snapshot::{Snapshot, SnapshotBuilder};
 pub use workload::{
