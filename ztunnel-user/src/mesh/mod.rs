@@ -6,6 +6,7 @@
 //! and `policy` stays visible: names, identity, workloads, policies, snapshot, resolve.
 
 pub mod address;
+mod affinity;
 mod balance;
 pub mod dump;
 pub mod name;

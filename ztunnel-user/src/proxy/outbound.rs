@@ -92,7 +92,9 @@ fn route(pod: &Pod, connection: &mut Connection) -> Result<Route, CloseDetail> {
     }
     let flow = Flow {
         source: Arc::clone(&source),
+        client: connection.src.ip(),
         original_dst: connection.dst,
+        chosen: None,
     };
     let route = resolve(&pod.mesh.load(), &flow, &mut rand::rng())
         .map_err(|unroutable| unroutable.reason().with(unroutable.to_string()))?;
