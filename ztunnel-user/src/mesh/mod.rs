@@ -13,6 +13,7 @@ pub mod name;
 pub mod resolve;
 pub mod service;
 pub mod snapshot;
+pub mod view;
 pub mod workload;
 
 pub use address::{Destination, GatewayAddress, NetworkAddress, NetworkRange};
