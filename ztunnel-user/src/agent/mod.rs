@@ -7,6 +7,7 @@
 mod dump;
 mod feed;
 mod pods;
+mod publish;
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,6 +34,8 @@ use crate::{
 pub struct KernelOptions {
     /// tcx or clsact.
     pub tc: TcMode,
+    /// Judge connections at connect(), where the host can.
+    pub connect_hook: bool,
     /// Log its decisions.
     pub debug: bool,
 }
@@ -90,6 +93,7 @@ async fn serve(
     let tc = kernel_options.tc.word(host.tcx);
     let kernel = Kernel::open(&settings.bpf_dir, kernel_options.tc, kernel_options.debug)?;
     telemetry.watch_kernel(Arc::new(Counted(Arc::clone(kernel.tables()))));
+    let steering = steer(&kernel, kernel_options.connect_hook);
     let secrets = SecretStore::new(ca_config(&settings), Arc::new(SystemClock))?;
 
     let readiness = Readiness::new();
@@ -111,6 +115,7 @@ async fn serve(
         node = settings.node.as_str(),
         kernel = host.kernel,
         tc,
+        steering,
         workers = settings.workers,
         version = env!("CARGO_PKG_VERSION"),
         "starting"
@@ -141,6 +146,30 @@ async fn serve(
     tracing::info!("stopped; enrolled pods stay captured and are refused until a node runs here again");
     let _ = edges.start(drain::Mode::Immediate, Duration::ZERO).await;
     Ok(())
+}
+
+/// Where connections are judged: at connect(), or, where that cannot be, when their first packet leaves the pod. Says
+/// which.
+fn steer(kernel: &Kernel, connect_hook: bool) -> &'static str {
+    let cgroup = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+        .into_iter()
+        .map(std::path::Path::new)
+        .find(|path| path.join("cgroup.controllers").exists());
+    let Some(cgroup) = cgroup.filter(|_| connect_hook) else {
+        kernel.unhook();
+        return "tc";
+    };
+    match kernel.hook(cgroup) {
+        Ok(()) => "connect",
+        Err(error) => {
+            let error = anyhow::Error::from(error);
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "connections are judged when their first packet leaves the pod"
+            );
+            "tc"
+        }
+    }
 }
 
 /// A connection takes two descriptors, and all pods share the process's: shells and service managers give it 1024 of

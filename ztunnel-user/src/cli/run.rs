@@ -8,12 +8,13 @@ use std::{
 };
 
 use clap::Args;
+use ipnet::IpNet;
 
 use super::{LogArgs, serve::parse_duration};
 use crate::{
     agent::{self, KernelOptions},
     bpf::TcMode,
-    config::{ADMIN_PORT, METRICS_PORT, READY_PORT, Settings, default_workers},
+    config::{ADMIN_PORT, METRICS_PORT, NonMesh, READY_PORT, SameNode, Settings, default_workers},
     mesh::{ClusterId, NodeName},
 };
 
@@ -86,6 +87,33 @@ pub(super) struct RunArgs {
         value_name = "MODE"
     )]
     tc_mode: TcMode,
+    /// How two enrolled pods of this node reach each other: connected by the kernel, carried by the proxy, or through
+    /// a tunnel with mutual TLS as between two nodes.
+    #[arg(
+        long,
+        env = "SAME_NODE",
+        default_value = "direct",
+        value_enum,
+        value_name = "WAY"
+    )]
+    same_node: SameNode,
+    /// Who carries connections to and from what is not in the mesh: the kernel or the proxy.
+    #[arg(
+        long,
+        env = "NON_MESH",
+        default_value = "direct",
+        value_enum,
+        value_name = "WAY"
+    )]
+    non_mesh: NonMesh,
+    /// Destinations that are never the mesh's affair, as in 10.0.0.0/8,fd00::/8.
+    #[arg(
+        long,
+        env = "EXCLUDE_OUTBOUND_IP_RANGES",
+        value_delimiter = ',',
+        value_name = "CIDR,..."
+    )]
+    exclude_outbound: Vec<IpNet>,
     /// Let the kernel half log its decisions (debugging; off costs nothing).
     #[arg(long, env = "ZTUNNEL_KERNEL_LOG")]
     kernel_log: bool,
@@ -102,6 +130,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
     let log = log.init()?;
     let kernel = KernelOptions {
         tc: args.tc_mode,
+        connect_hook: true,
         debug: args.kernel_log,
     };
     agent::run(settings(args)?, kernel, &log)
@@ -126,6 +155,9 @@ fn settings(args: RunArgs) -> anyhow::Result<Settings> {
         certificate_ttl: args.certificate_ttl,
         run_dir: std::path::absolute(args.run_dir)?,
         bpf_dir: std::path::absolute(args.bpf_dir)?,
+        same_node: args.same_node,
+        non_mesh: args.non_mesh,
+        exclude: args.exclude_outbound,
         ready: or(args.readiness_address, every, READY_PORT),
         metrics: or(args.metrics_address, every, METRICS_PORT),
         admin: or(args.admin_address, Ipv4Addr::LOCALHOST.into(), ADMIN_PORT),
