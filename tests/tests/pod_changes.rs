@@ -99,7 +99,7 @@ fn what_a_dead_proxy_announced_passes_nobody() {
         vec![0; 4],
     ]
     .concat();
-    let pin = node.bpf_dir().join("v1/app_dials");
+    let pin = node.pins().join("app_dials");
     let mut argv: Vec<String> = [
         "bpftool",
         "map",
