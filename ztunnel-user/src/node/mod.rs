@@ -3,6 +3,7 @@
 
 mod cgroup;
 mod control;
+mod kubelet;
 mod netns;
 mod plumbing;
 mod record;
@@ -11,6 +12,7 @@ mod steering;
 
 pub use cgroup::{CgroupError, CgroupMount, CgroupRoot, cgroup_mounts, cgroup_root, directory_of};
 pub use control::{Answer, Control, ControlError, Request, ask};
+pub use kubelet::{Kubelet, KubeletIdentity, NamespacedPid};
 pub use netns::{Netns, NetnsError};
 pub use plumbing::{PlumbingError, lay, local_addresses, take_up};
 pub use record::{PodName, Record, Records};
