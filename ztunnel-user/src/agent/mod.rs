@@ -6,6 +6,7 @@
 
 mod dump;
 mod feed;
+mod kubelet;
 mod pods;
 mod publish;
 
@@ -24,7 +25,7 @@ use crate::{
     drain,
     identity::{CaClientConfig, SecretStore, SystemClock},
     meshfile::Options,
-    node,
+    node::{self, Steering},
     source::{LiveMesh, file, watch},
     telemetry::{Telemetry, log::LogHandle, metrics::KernelCounters},
 };
@@ -34,8 +35,6 @@ use crate::{
 pub struct KernelOptions {
     /// tcx or clsact.
     pub tc: TcMode,
-    /// Judge connections at connect(), where the host can.
-    pub connect_hook: bool,
     /// Log its decisions.
     pub debug: bool,
 }
@@ -93,7 +92,7 @@ async fn serve(
     let tc = kernel_options.tc.word(host.tcx);
     let kernel = Kernel::open(&settings.bpf_dir, kernel_options.tc, kernel_options.debug)?;
     telemetry.watch_kernel(Arc::new(Counted(Arc::clone(kernel.tables()))));
-    let steering = steer(&kernel, kernel_options.connect_hook);
+    let steering = steer(&settings, &kernel)?;
     let secrets = SecretStore::new(ca_config(&settings), Arc::new(SystemClock))?;
 
     let readiness = Readiness::new();
@@ -108,6 +107,10 @@ async fn serve(
         telemetry: Arc::clone(&telemetry),
         workers: workers.clone(),
     })?;
+    let _probes = tokio::spawn(kubelet::follow(
+        settings.kubelet.clone(),
+        Arc::clone(pods.tables()),
+    ));
     let (edges, edge_drain) = drain::channel();
     serve_edges(&settings, log, &pods, &readiness, &telemetry, &stop, &edge_drain).await?;
 
@@ -115,7 +118,7 @@ async fn serve(
         node = settings.node.as_str(),
         kernel = host.kernel,
         tc,
-        steering,
+        steering = steering.word(),
         workers = settings.workers,
         version = env!("CARGO_PKG_VERSION"),
         "starting"
@@ -150,26 +153,32 @@ async fn serve(
 
 /// Where connections are judged: at connect(), or, where that cannot be, when their first packet leaves the pod. Says
 /// which.
-fn steer(kernel: &Kernel, connect_hook: bool) -> &'static str {
-    let cgroup = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
-        .into_iter()
-        .map(std::path::Path::new)
-        .find(|path| path.join("cgroup.controllers").exists());
-    let Some(cgroup) = cgroup.filter(|_| connect_hook) else {
-        kernel.unhook();
-        return "tc";
-    };
-    match kernel.hook(cgroup) {
-        Ok(()) => "connect",
-        Err(error) => {
-            let error = anyhow::Error::from(error);
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "connections are judged when their first packet leaves the pod"
-            );
-            "tc"
+fn steer(settings: &Settings, kernel: &Kernel) -> Result<Steering> {
+    let hook_as_asked = || Ok(());
+    let steering = Steering::here(
+        settings.connect_hook,
+        settings.cgroup_root.as_deref(),
+        hook_as_asked,
+    )?;
+    let steering = match steering {
+        Steering::ConnectHook { root } => match kernel.hook(&root) {
+            Ok(()) => Steering::ConnectHook { root },
+            Err(error) => Steering::TcOnly {
+                why: format!("{:#}", anyhow::Error::from(error)),
+            },
+        },
+        tc => {
+            kernel.unhook();
+            tc
         }
+    };
+    if let Steering::TcOnly { why } = &steering {
+        tracing::warn!(
+            why,
+            "connections are judged when their first packet leaves the pod: no direct path, no refusal at connect()"
+        );
     }
+    Ok(steering)
 }
 
 /// A connection takes two descriptors, and all pods share the process's: shells and service managers give it 1024 of
