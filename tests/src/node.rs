@@ -146,6 +146,19 @@ impl Node {
         Ok(Metrics::parse(&self.http("GET", METRICS, "/metrics")?))
     }
 
+    /// What its kernel half has counted under this word.
+    pub fn kernel_count(&self, word: &str) -> Result<u64> {
+        let metrics = self.metrics()?;
+        let count = metrics.sum("ztunnel_kernel_counters_total", &[("reason", word)]);
+        // Whole numbers, far below what a float holds exactly.
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "see above"
+        )]
+        Ok(count as u64)
+    }
+
     /// Its `/config_dump`.
     pub fn config_dump(&self) -> Result<serde_json::Value> {
         serde_json::from_str(&self.http("GET", ADMIN, "/config_dump")?).context("reading /config_dump")
