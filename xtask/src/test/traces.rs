@@ -57,7 +57,7 @@ fn here() -> BTreeSet<String> {
         let Some(program) = program_built_here(&pid) else {
             continue;
         };
-        let is_ours = ["ztunnel", "ztunnel-testd"]
+        let is_ours = ["ztunnel", "ztunnel-testd", "ztunnel-bench"]
             .iter()
             .any(|name| program.ends_with(name));
         let orphan = parent(&pid)
