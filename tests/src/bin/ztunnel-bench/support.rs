@@ -62,7 +62,9 @@ pub(crate) fn missing(setup: &Setup) -> Result<Option<String>> {
         )?;
         if !check.success() {
             let said = check.stderr + &check.stdout;
-            let said = said.lines().next().unwrap_or_default().to_owned();
+            let first = said.lines().next().unwrap_or_default();
+            // Where our file was means nothing to anybody.
+            let said = first.replace(&*file.path().to_string_lossy(), "mesh file");
             let lines = setup.workload.join(", ");
             return Ok(Some(format!(
                 "the mesh file takes no workload with `{lines}` ({said})"
