@@ -211,13 +211,25 @@ impl Node {
         self.await_ready()
     }
 
+    /// Starts its process (again) with one more variable in its environment, and waits until it is ready.
+    pub fn restart_with(&self, key: &str, value: &str) -> Result<()> {
+        drop(self.process().take());
+        self.start_with(&[(key.to_owned(), value.to_owned())])?;
+        self.await_ready()
+    }
+
     pub(crate) fn start(&self) -> Result<()> {
+        self.start_with(&[])
+    }
+
+    fn start_with(&self, more: &[(String, String)]) -> Result<()> {
         let run = self.run.as_ref().context("this mesh is without ztunnel")?;
+        let env: Vec<(String, String)> = run.env.iter().chain(more).cloned().collect();
         let process = Process::start(
             &format!("ztunnel run on {}", self.name),
             Some(&self.netns),
             &run.argv,
-            &run.env,
+            &env,
             &self.log_path(),
         )?;
         *self.process() = Some(process);
