@@ -5,6 +5,7 @@
 //! process: while it is down, pods are refused, not released.
 
 mod attach;
+mod features;
 mod object;
 mod probe;
 mod tables;
@@ -16,6 +17,7 @@ use std::{
 };
 
 pub use attach::{PodLinks, TcMode, detach_filters};
+pub use features::{Feature, connect_hook};
 pub use probe::{Host, HostProblem};
 pub use tables::{AppDialGuard, Tables};
 use ztunnel_common::ABI_VERSION;

@@ -54,16 +54,24 @@ impl Host {
     /// # Errors
     /// [`HostProblem`]: the first thing that makes enrolment impossible.
     pub fn probe(bpf_dir: &Path) -> Result<Self, HostProblem> {
-        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")
-            .unwrap_or_default()
-            .trim()
-            .to_owned();
-        let version = running_kernel();
-        if version < OLDEST {
-            return Err(HostProblem::Kernel { found: kernel });
+        match Self::problems(bpf_dir).into_iter().next() {
+            Some(problem) => Err(problem),
+            None => Ok(Self {
+                kernel: Self::kernel(),
+                tcx: running_kernel() >= TCX,
+            }),
+        }
+    }
+
+    /// Everything that makes enrolment impossible and can be seen before anything is tried.
+    pub fn problems(bpf_dir: &Path) -> Vec<HostProblem> {
+        let mut problems = Vec::new();
+        if running_kernel() < OLDEST {
+            let found = Self::kernel();
+            problems.push(HostProblem::Kernel { found });
         }
         if !nix::unistd::geteuid().is_root() {
-            return Err(HostProblem::NotPermitted);
+            problems.push(HostProblem::NotPermitted);
         }
         let existing = bpf_dir
             .ancestors()
@@ -72,11 +80,16 @@ impl Host {
         let on_bpffs =
             nix::sys::statfs::statfs(existing).is_ok_and(|fs| fs.filesystem_type().0 == BPF_FS_MAGIC);
         if !on_bpffs {
-            return Err(HostProblem::NoBpfFs(bpf_dir.to_owned()));
+            problems.push(HostProblem::NoBpfFs(bpf_dir.to_owned()));
         }
-        Ok(Self {
-            kernel,
-            tcx: version >= TCX,
-        })
+        problems
+    }
+
+    /// Release of the running kernel, empty if it cannot be read.
+    pub fn kernel() -> String {
+        std::fs::read_to_string("/proc/sys/kernel/osrelease")
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
     }
 }
