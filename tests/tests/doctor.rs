@@ -58,7 +58,7 @@ impl Cgroup {
         let CgroupRoot::Whole(root) = cgroup_root(None).unwrap() else {
             panic!("these tests need the machine's cgroup v2 root")
         };
-        let path = root.join(format!("ztunnel-{}", mesh.id()));
+        let path = root.join(format!("{}-part", mesh.id()));
         std::fs::create_dir(&path).unwrap();
         Self(path)
     }
