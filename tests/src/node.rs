@@ -75,6 +75,27 @@ impl Node {
         &self.bpf_dir
     }
 
+    /// Where its maps are pinned: the one folder below [`Self::bpf_dir`], named by the version of their layout.
+    #[must_use]
+    pub fn pins(&self) -> PathBuf {
+        let versions = std::fs::read_dir(&self.bpf_dir).expect("the node has pinned its maps");
+        let mut versions = versions.flatten().map(|entry| entry.path());
+        versions.next().expect("there is a version")
+    }
+
+    /// Pods whose programs hang, by their netns cookies in hexadecimal, as they are named below [`Self::pins`].
+    #[must_use]
+    pub fn captured(&self) -> Vec<String> {
+        let links = std::fs::read_dir(self.pins().join("links")).expect("links are pinned");
+        let names = links
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned());
+        // Beside the pods' stand the links at the cgroup, which are for all of them.
+        let mut names: Vec<String> = names.filter(|name| name != "cgroup").collect();
+        names.sort();
+        names
+    }
+
     /// The file that holds all it has written.
     #[must_use]
     pub fn log_path(&self) -> PathBuf {

@@ -2,7 +2,7 @@
 
 /// Version of every layout in this crate. It names the pin directory (`v<ABI_VERSION>`), so two versions never
 /// read each other's maps.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Field types that may cross: every bit pattern is a value, and both compilers lay them out alike.
 pub trait AbiField {}
@@ -11,6 +11,7 @@ impl AbiField for u32 {}
 impl AbiField for u64 {}
 impl<const N: usize> AbiField for [u8; N] {}
 impl AbiField for crate::addr::Ip16 {}
+impl AbiField for crate::flow::FlowRecord {}
 
 /// Declares a struct shared with the kernel. The build stops if its size differs from the one named, or if the
 /// compiler would pad it, or if a field could hold an invalid bit pattern.
@@ -28,6 +29,19 @@ macro_rules! abi_struct {
             fn crosses<T: $crate::abi::AbiField>() {}
             $(crosses::<$type>();)+
         };
+        #[cfg(feature = "user")]
+        #[expect(unsafe_code, reason = "a value is read from bytes as the kernel half wrote them")]
+        impl $name {
+            /// Reads a value as it lies in memory; `None` if the bytes are not exactly as many.
+            #[must_use]
+            pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+                if bytes.len() != size_of::<Self>() {
+                    return None;
+                }
+                // SAFETY: as many bytes as the type has, every bit pattern is a value (AbiField), any alignment.
+                Some(unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() })
+            }
+        }
         #[cfg(feature = "user")]
         #[expect(unsafe_code, reason = "aya::Pod is an unsafe marker trait")]
         // SAFETY: repr(C), no padding (asserted above), and every field accepts every bit pattern (AbiField).

@@ -1,7 +1,10 @@
 //! One form for both address families, so that no map and no comparison has two shapes.
 
 /// An IP address as 16 bytes in network byte order; IPv4 as `::ffff:a.b.c.d` (RFC 4291 section 2.5.5.2).
-#[repr(transparent)]
+///
+/// Aligned so that the kernel half handles it as four words: a BPF program's stack of 512 bytes is soon full of
+/// single bytes.
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Ip16(pub [u8; 16]);
 
@@ -47,6 +50,30 @@ impl Ip16 {
         let mapped = self.word(2) == 0xffff && self.word(3) >> 24 == 127;
         let v6 = self.word(2) == 0 && self.word(3) == 1;
         mapped || v6
+    }
+
+    /// The four words as [`Self::from_words`] takes them.
+    #[inline(always)]
+    pub const fn words(&self) -> [u32; 4] {
+        [
+            self.word(0).to_be(),
+            self.word(1).to_be(),
+            self.word(2).to_be(),
+            self.word(3).to_be(),
+        ]
+    }
+
+    /// An IPv4 address, in its mapped form.
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        self.word(0) | self.word(1) == 0 && self.word(2) == 0xffff
+    }
+
+    /// 0.0.0.0 or ::.
+    #[inline(always)]
+    pub const fn is_unspecified(&self) -> bool {
+        let v4 = self.is_v4() && self.word(3) == 0;
+        v4 || self.word(0) | self.word(1) | self.word(2) | self.word(3) == 0
     }
 
     /// fe80::/10: scoped to one link, so it can name no mesh destination.

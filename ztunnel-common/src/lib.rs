@@ -10,8 +10,11 @@ pub mod abi;
 pub mod addr;
 pub mod capture;
 pub mod counter;
+pub mod flow;
 pub mod listener;
 pub mod mark;
+pub mod mesh;
 pub mod pod;
+pub mod tuple;
 
 pub use abi::ABI_VERSION;

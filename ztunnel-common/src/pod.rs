@@ -5,11 +5,18 @@ use crate::{abi::abi_struct, addr::Ip16};
 abi_struct! {
     /// Value of map `pods`, keyed by the netns cookie (u64, `SO_NETNS_COOKIE`, host byte order).
     /// Written by the agent only.
-    pub struct PodRecord: 8 {
+    pub struct PodRecord: 24 {
         /// One of the `STATE_*` constants; anything else is treated as unknown and refused.
         pub state: u32,
-        /// Raised with every change of the record, for people reading the map.
-        pub generation: u32,
+        /// Which view of the mesh the pod has: part of the keys of `addresses` and `services`.
+        pub view: u32,
+        /// Generation of the mesh in which no policy applies to the pod, so that plain text reaches its app
+        /// unjudged. In any other generation it is judged. Zero: never.
+        pub open_generation: u64,
+        /// Raised with every enrolment, for people reading the map.
+        pub enrolment: u32,
+        /// Zero.
+        pub pad: u32,
     }
 }
 

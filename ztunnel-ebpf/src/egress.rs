@@ -1,14 +1,15 @@
 //! Decides for each TCP packet that is about to leave the pod: is it the proxy's, does it belong to a captured
 //! connection, or to one that is none of ours? It must never let a new connection of an enrolled pod out.
 //!
-//! A hook that judges at connect() has its place before this file: what it steers carries `mark::STEER`, is
-//! routed to lo and never reaches a device with this program; what it lets go it tags `TAG_UNTOUCHED`.
+//! Where connect() is judged (`connect.rs`) this is the net below it: what was steered there is routed to lo and never
+//! comes here; what was let go there is let go here if it goes where it was judged to go, and nowhere else.
 
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use ztunnel_common::{
-    capture::{TAG_CAPTURED, TAG_PROXY, TAG_UNTOUCHED},
+    capture::{TAG_CAPTURED, TAG_DIRECT, TAG_PASSTHROUGH, TAG_PROBE, TAG_PROXY, TAG_UNTOUCHED},
     counter,
+    listener::ROLE_OUTBOUND,
     pod::STATE_RELEASED,
 };
 
@@ -25,11 +26,6 @@ use crate::{
 /// The verdict on one outgoing packet.
 #[inline(always)]
 pub fn decide(ctx: &TcContext) -> Packet {
-    let packet = match Read::packet(ctx) {
-        Read::Tcp(packet) => packet,
-        Read::Other => return Packet::Continue,
-        Read::Unreadable => return unreadable(),
-    };
     let sender = Sender::of(ctx);
     let tag = match &sender {
         Some(sender) => sender.tag(),
@@ -38,15 +34,32 @@ pub fn decide(ctx: &TcContext) -> Packet {
     if tag == TAG_PROXY {
         return Packet::Continue;
     }
+    if let Some(sender) = &sender
+        && is_let_go(tag)
+        && sender.is_established()
+    {
+        return Packet::Continue;
+    }
+    let packet = match Read::packet(ctx) {
+        Read::Tcp(packet) => packet,
+        Read::Other => return Packet::Continue,
+        Read::Unreadable => return unreadable(),
+    };
     // A socket may be connected again after a disconnect, so an old tag does not speak for a new connection.
     if packet.opens_connection() {
         return new_connection(ctx, &packet, sender.as_ref());
     }
     match tag {
         TAG_CAPTURED => steer::turn_back(ctx),
-        TAG_UNTOUCHED => Packet::Continue,
+        tag if is_let_go(tag) => Packet::Continue,
         _ => unjudged(ctx, &packet, sender.as_ref()),
     }
+}
+
+/// Whether packets of an established socket with this tag are the kernel's to carry.
+#[inline(always)]
+fn is_let_go(tag: u32) -> bool {
+    matches!(tag, TAG_UNTOUCHED | TAG_PASSTHROUGH | TAG_DIRECT | TAG_PROBE)
 }
 
 /// TCP that cannot be judged does not leave an enrolled pod.
@@ -76,7 +89,12 @@ fn new_connection(ctx: &TcContext, packet: &Tcp, sender: Option<&Sender>) -> Pac
         remember(sender, TAG_UNTOUCHED);
         return Packet::Continue;
     }
-    if !socket::proxy_listens(packet) {
+    if let Some(sender) = sender
+        && sender.may_open(packet)
+    {
+        return Packet::Continue;
+    }
+    if !socket::proxy_listens(POD.load(), ROLE_OUTBOUND, packet.family.number()) {
         bump(counter::REFUSED_NO_LISTENER);
         return refuse::with_reset(ctx, packet);
     }

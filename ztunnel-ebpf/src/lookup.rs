@@ -5,20 +5,24 @@ use aya_ebpf::{bindings::bpf_sk_lookup, programs::SkLookupContext};
 use aya_log_ebpf::debug;
 use ztunnel_common::{
     addr::Ip16,
-    capture::AppDial,
     counter,
     listener::{FAMILY_V4, FAMILY_V6, HBONE_PORT, ListenerKey, ROLE_HBONE, ROLE_OUTBOUND, ROLE_PLAINTEXT},
-    pod::{PodIp, STATE_ENROLLED, STATE_RELEASED},
+    mesh::{DIRECT_PROBE, MESH_NON_MESH_DIRECT},
+    pod::{PodIp, PodRecord, STATE_ENROLLED, STATE_RELEASED},
+    tuple::FourTuple,
 };
 
 use crate::{
     count::bump,
-    maps::{APP_DIALS, LISTENERS, POD, POD_IPS, PODS},
+    maps::{APP_DIALS, DIRECT, LISTENERS, MESH, POD, POD_IPS, PODS},
+    socket,
     verdict::Lookup,
 };
 
 const IPPROTO_TCP: u32 = 6;
 const AF_INET: u32 = 2;
+/// Ports of Istio's proxies inside a pod: the proxy refuses them by name.
+const ISTIO_PORTS: [u16; 2] = [15001, 15006];
 
 /// The verdict on one incoming connection.
 #[inline(always)]
@@ -28,10 +32,10 @@ pub fn decide(ctx: &SkLookupContext) -> Lookup {
         return Lookup::Pass;
     }
     let pod = POD.load();
-    // SAFETY: the record is only replaced whole by the agent; one u32 is read.
-    match unsafe { PODS.get(pod) }.map(|record| record.state) {
-        Some(STATE_ENROLLED) => enrolled(ctx, pod, &arrival),
-        Some(STATE_RELEASED) => released(ctx, pod, &arrival),
+    // SAFETY: the record is only replaced whole by the agent.
+    match unsafe { PODS.get(pod) } {
+        Some(record) if record.state == STATE_ENROLLED => enrolled(ctx, pod, record, &arrival),
+        Some(record) if record.state == STATE_RELEASED => released(ctx, pod, &arrival),
         _ => {
             bump(counter::REFUSED_UNKNOWN_POD);
             Lookup::Refuse
@@ -61,7 +65,7 @@ fn released(ctx: &SkLookupContext, pod: u64, arrival: &Arrival) -> Lookup {
 }
 
 #[inline(always)]
-fn enrolled(ctx: &SkLookupContext, pod: u64, arrival: &Arrival) -> Lookup {
+fn enrolled(ctx: &SkLookupContext, pod: u64, record: &PodRecord, arrival: &Arrival) -> Lookup {
     // SAFETY: only the presence of the entry is used.
     let inbound = unsafe {
         POD_IPS.get(PodIp {
@@ -73,7 +77,7 @@ fn enrolled(ctx: &SkLookupContext, pod: u64, arrival: &Arrival) -> Lookup {
     if !inbound {
         return assign(ctx, pod, ROLE_OUTBOUND, arrival);
     }
-    let dial = AppDial {
+    let tuple = FourTuple {
         netns_cookie: pod,
         src: arrival.src,
         dst: arrival.dst,
@@ -82,7 +86,7 @@ fn enrolled(ctx: &SkLookupContext, pod: u64, arrival: &Arrival) -> Lookup {
         pad: 0,
     };
     // SAFETY: only the presence of the entry is used.
-    let announced = unsafe { APP_DIALS.get(dial) }.is_some();
+    let announced = unsafe { APP_DIALS.get(tuple) }.is_some();
     if announced && arrival.dst_port != HBONE_PORT {
         bump(counter::APP_DIAL);
         return Lookup::Pass;
@@ -93,10 +97,52 @@ fn enrolled(ctx: &SkLookupContext, pod: u64, arrival: &Arrival) -> Lookup {
         return Lookup::Pass;
     }
     if arrival.dst_port == HBONE_PORT {
-        assign(ctx, pod, ROLE_HBONE, arrival)
-    } else {
-        assign(ctx, pod, ROLE_PLAINTEXT, arrival)
+        return assign(ctx, pod, ROLE_HBONE, arrival);
     }
+    if is_authorised(&tuple) || is_open(pod, record, arrival) {
+        return Lookup::Pass;
+    }
+    assign(ctx, pod, ROLE_PLAINTEXT, arrival)
+}
+
+/// Whether exactly this connection was authorised when its client called connect(), and nothing has changed since.
+/// If something has, the proxy judges it again.
+#[inline(always)]
+fn is_authorised(tuple: &FourTuple) -> bool {
+    // SAFETY: the record is only replaced whole.
+    let Some(right) = (unsafe { DIRECT.get(tuple) }) else {
+        return false;
+    };
+    if right.kind == DIRECT_PROBE {
+        bump(counter::INBOUND_PROBE);
+        return true;
+    }
+    let current = right.generation != 0
+        && MESH
+            .get(0)
+            .is_some_and(|mesh| mesh.generation == right.generation);
+    bump(if current {
+        counter::INBOUND_DIRECT
+    } else {
+        counter::DIRECT_OUTDATED
+    });
+    current
+}
+
+/// Whether nobody is refused by this pod, as the agent said of just this state of the mesh; and the agent is there to
+/// say otherwise when it changes.
+#[inline(always)]
+fn is_open(pod: u64, record: &PodRecord, arrival: &Arrival) -> bool {
+    let Some(mesh) = MESH.get(0) else { return false };
+    let open = record.open_generation != 0
+        && record.open_generation == mesh.generation
+        && mesh.flags & MESH_NON_MESH_DIRECT != 0
+        && !ISTIO_PORTS.contains(&arrival.dst_port)
+        && socket::proxy_listens(pod, ROLE_PLAINTEXT, arrival.family);
+    if open {
+        bump(counter::INBOUND_OPEN);
+    }
+    open
 }
 
 /// Gives the connection to a listener of the proxy; without one it is refused, never passed on.

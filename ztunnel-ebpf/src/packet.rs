@@ -2,7 +2,10 @@
 //! cannot be read is reported as such, never taken for something else.
 
 use aya_ebpf::{bindings::__sk_buff, cty::c_void, helpers::bpf_skb_load_bytes_relative, programs::TcContext};
-use ztunnel_common::addr::Ip16;
+use ztunnel_common::{
+    addr::Ip16,
+    listener::{FAMILY_V4, FAMILY_V6},
+};
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
@@ -22,6 +25,17 @@ pub enum Family {
     V4,
     /// IPv6.
     V6,
+}
+
+impl Family {
+    /// `FAMILY_V4` or `FAMILY_V6`.
+    #[inline(always)]
+    pub fn number(self) -> u32 {
+        match self {
+            Self::V4 => FAMILY_V4,
+            Self::V6 => FAMILY_V6,
+        }
+    }
 }
 
 /// One TCP packet.

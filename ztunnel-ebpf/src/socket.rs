@@ -2,33 +2,34 @@
 //! kernel's own control sockets, may send packets of many connections, so what is known of one says nothing of
 //! the next.
 
+use core::ptr::NonNull;
+
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_tuple},
+    bindings::{__sk_buff, bpf_sock, bpf_sock_tuple},
     cty::c_void,
-    helpers::{
-        bpf_map_lookup_elem, bpf_sk_fullsock, bpf_sk_release, generated::bpf_sk_storage_get,
-        generated::bpf_skc_lookup_tcp,
-    },
+    helpers::{bpf_map_lookup_elem, bpf_sk_fullsock, bpf_sk_release, generated::bpf_skc_lookup_tcp},
     programs::TcContext,
 };
 use ztunnel_common::{
-    capture::SocketTag,
-    listener::{FAMILY_V4, FAMILY_V6, ListenerKey, ROLE_OUTBOUND},
+    capture::{FLAG_RECORDED, SocketTag, TAG_DIRECT, TAG_PASSTHROUGH, TAG_PROXY},
+    listener::ListenerKey,
 };
 
 use crate::{
-    maps::{LISTENERS, POD, SK_TAGS},
+    maps::LISTENERS,
     packet::{Family, Tcp},
+    tag,
 };
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
+const TCP_ESTABLISHED: u32 = 1;
 const TCP_LISTEN: u32 = 10;
 /// `BPF_F_CURRENT_NETNS`.
 const CURRENT_NETNS: u64 = u64::MAX;
 
-/// A TCP stream socket that is sending.
-pub struct Sender(*mut bpf_sock);
+/// A TCP stream socket that is sending. Never null, so that an absent one is the null pointer that the verifier knows.
+pub struct Sender(NonNull<bpf_sock>);
 
 impl Sender {
     /// The sender of a packet, unless it is not a TCP stream socket or is gone.
@@ -49,42 +50,71 @@ impl Sender {
         let stream = unsafe { core::ptr::read_volatile(&raw const (*full).type_) } == SOCK_STREAM;
         // SAFETY: as above.
         let tcp = unsafe { core::ptr::read_volatile(&raw const (*full).protocol) } == IPPROTO_TCP;
-        if stream && tcp { Some(Self(full)) } else { None }
+        if stream && tcp {
+            NonNull::new(full).map(Self)
+        } else {
+            None
+        }
     }
 
-    /// The tag, or zero where nothing was judged yet.
+    /// The tag, or zero where nothing was judged yet. What was decided of a socket before it listened says nothing of
+    /// the connections that it accepts.
     #[inline(always)]
     pub fn tag(&self) -> u32 {
-        let entry = self.storage(core::ptr::null_mut(), 0);
-        if entry.is_null() {
-            return 0;
+        match self.storage() {
+            Some(entry) if entry.tag == TAG_PROXY || !self.listens() => entry.tag,
+            _ => 0,
         }
-        // SAFETY: not null; the map's value is a SocketTag and lives until the program ends.
-        unsafe { (*entry).tag }
+    }
+
+    /// Whether connect() left this very connection to the kernel.
+    #[inline(always)]
+    pub fn may_open(&self, packet: &Tcp) -> bool {
+        let Some(entry) = self.storage() else {
+            return false;
+        };
+        let judged = match entry.tag {
+            TAG_PASSTHROUGH => true,
+            TAG_DIRECT => entry.flags & FLAG_RECORDED != 0,
+            _ => false,
+        };
+        judged && entry.dst == packet.dst && entry.dst_port == packet.dst_port
+    }
+
+    /// Whether the connection is established, so that its packets cannot open another one.
+    #[inline(always)]
+    pub fn is_established(&self) -> bool {
+        self.state() == TCP_ESTABLISHED
     }
 
     /// Remembers how packets of this socket are to be treated. Listening sockets are left untagged: their tag
     /// would speak for connections that do not exist yet.
     #[inline(always)]
     pub fn remember(&self, tag: u32) {
-        // SAFETY: a full socket may be read; `state` is u32 in the context layout.
-        if unsafe { core::ptr::read_volatile(&raw const (*self.0).state) } == TCP_LISTEN {
+        if self.listens() {
             return;
         }
-        let mut initial = SocketTag { tag };
-        let entry = self.storage(&raw mut initial, u64::from(BPF_SK_STORAGE_GET_F_CREATE));
-        if !entry.is_null() {
-            // SAFETY: not null; plain store into the map's value.
-            unsafe { (*entry).tag = tag };
+        // SAFETY: a full socket, not null.
+        if let Some(entry) = unsafe { tag::find_or_make(self.0.as_ptr()) } {
+            entry.tag = tag;
         }
     }
 
     #[inline(always)]
-    fn storage(&self, initial: *mut SocketTag, flags: u64) -> *mut SocketTag {
-        // The loader puts the map's address where the static stands; aya offers it for sock_addr contexts only.
-        let map: *mut c_void = (&raw const SK_TAGS).cast_mut().cast();
-        // SAFETY: the map is a socket storage map and the socket is a full one.
-        unsafe { bpf_sk_storage_get(map, self.0.cast(), initial.cast(), flags) }.cast()
+    fn listens(&self) -> bool {
+        self.state() == TCP_LISTEN
+    }
+
+    #[inline(always)]
+    fn state(&self) -> u32 {
+        // SAFETY: a full socket may be read; `state` is u32 in the context layout.
+        unsafe { core::ptr::read_volatile(&raw const (*self.0.as_ptr()).state) }
+    }
+
+    #[inline(always)]
+    fn storage(&self) -> Option<&mut SocketTag> {
+        // SAFETY: a full socket, not null.
+        unsafe { tag::find(self.0.as_ptr()) }
     }
 }
 
@@ -125,19 +155,15 @@ pub fn receiver_is_here(ctx: &TcContext, packet: &Tcp) -> bool {
     state != TCP_LISTEN
 }
 
-/// Whether the pod's proxy listens for outgoing connections of this packet's family.
+/// Whether a pod's proxy listens in a role for connections of a family (`FAMILY_V4` or `FAMILY_V6`).
 ///
 /// # Minimum kernel version
-/// 5.8 (looking up a sockhash from tc).
+/// 5.8 (looking up a sockhash from other programs than those of sockets).
 #[inline(always)]
-pub fn proxy_listens(packet: &Tcp) -> bool {
-    let family = match packet.family {
-        Family::V4 => FAMILY_V4,
-        Family::V6 => FAMILY_V6,
-    };
+pub fn proxy_listens(pod: u64, role: u32, family: u32) -> bool {
     let mut key = ListenerKey {
-        netns_cookie: POD.load(),
-        role: ROLE_OUTBOUND,
+        netns_cookie: pod,
+        role,
         family,
     };
     let map: *mut c_void = (&raw const LISTENERS).cast_mut().cast();

@@ -1,6 +1,11 @@
 //! What a program answers, as types that cannot be dropped unread.
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    helpers::generated::bpf_set_retval,
+};
+
+use crate::maps::HAS_SET_RETVAL;
 
 /// Answer of a tc program.
 #[must_use]
@@ -39,6 +44,31 @@ impl From<Lookup> for u32 {
         match verdict {
             Lookup::Refuse => 0, // SK_DROP
             Lookup::Pass => 1,   // SK_PASS
+        }
+    }
+}
+
+/// Answer of the connect programs.
+#[must_use]
+pub enum Connect {
+    /// connect() goes on.
+    Allow,
+    /// It fails with this error number; with EPERM where the kernel cannot be told another.
+    Refuse(i32),
+}
+
+impl From<Connect> for i32 {
+    #[inline(always)]
+    fn from(verdict: Connect) -> Self {
+        match verdict {
+            Connect::Allow => 1,
+            Connect::Refuse(errno) => {
+                if HAS_SET_RETVAL.load() != 0 {
+                    // SAFETY: the helper takes a number. What it answers changes nothing.
+                    let _ = unsafe { bpf_set_retval(-errno) };
+                }
+                0
+            }
         }
     }
 }

@@ -43,6 +43,7 @@ pub(super) async fn follow(
         let (workloads, services) = (snapshot.workloads().len(), snapshot.services().len());
         secrets.retain(&identities_on(&settings.node, &snapshot));
         let generation = mesh.replace(snapshot);
+        pods.publish();
         telemetry.mesh_replaced(generation);
         tracing::info!(generation, workloads, services, "mesh file loaded");
         pods.retry_pending().await;

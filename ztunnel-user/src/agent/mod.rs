@@ -6,7 +6,9 @@
 
 mod dump;
 mod feed;
+mod kubelet;
 mod pods;
+mod publish;
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,7 +25,7 @@ use crate::{
     drain,
     identity::{CaClientConfig, SecretStore, SystemClock},
     meshfile::Options,
-    node,
+    node::{self, Steering},
     source::{LiveMesh, file, watch},
     telemetry::{Telemetry, log::LogHandle, metrics::KernelCounters},
 };
@@ -90,6 +92,7 @@ async fn serve(
     let tc = kernel_options.tc.word(host.tcx);
     let kernel = Kernel::open(&settings.bpf_dir, kernel_options.tc, kernel_options.debug)?;
     telemetry.watch_kernel(Arc::new(Counted(Arc::clone(kernel.tables()))));
+    let steering = steer(&settings, &kernel)?;
     let secrets = SecretStore::new(ca_config(&settings), Arc::new(SystemClock))?;
 
     let readiness = Readiness::new();
@@ -104,6 +107,10 @@ async fn serve(
         telemetry: Arc::clone(&telemetry),
         workers: workers.clone(),
     })?;
+    let _probes = tokio::spawn(kubelet::follow(
+        settings.kubelet.clone(),
+        Arc::clone(pods.tables()),
+    ));
     let (edges, edge_drain) = drain::channel();
     serve_edges(&settings, log, &pods, &readiness, &telemetry, &stop, &edge_drain).await?;
 
@@ -111,6 +118,7 @@ async fn serve(
         node = settings.node.as_str(),
         kernel = host.kernel,
         tc,
+        steering = steering.word(),
         workers = settings.workers,
         version = env!("CARGO_PKG_VERSION"),
         "starting"
@@ -141,6 +149,36 @@ async fn serve(
     tracing::info!("stopped; enrolled pods stay captured and are refused until a node runs here again");
     let _ = edges.start(drain::Mode::Immediate, Duration::ZERO).await;
     Ok(())
+}
+
+/// Where connections are judged: at connect(), or, where that cannot be, when their first packet leaves the pod. Says
+/// which.
+fn steer(settings: &Settings, kernel: &Kernel) -> Result<Steering> {
+    let hook_as_asked = || Ok(());
+    let steering = Steering::here(
+        settings.connect_hook,
+        settings.cgroup_root.as_deref(),
+        hook_as_asked,
+    )?;
+    let steering = match steering {
+        Steering::ConnectHook { root } => match kernel.hook(&root) {
+            Ok(()) => Steering::ConnectHook { root },
+            Err(error) => Steering::TcOnly {
+                why: format!("{:#}", anyhow::Error::from(error)),
+            },
+        },
+        tc => {
+            kernel.unhook();
+            tc
+        }
+    };
+    if let Steering::TcOnly { why } = &steering {
+        tracing::warn!(
+            why,
+            "connections are judged when their first packet leaves the pod: no direct path, no refusal at connect()"
+        );
+    }
+    Ok(steering)
 }
 
 /// A connection takes two descriptors, and all pods share the process's: shells and service managers give it 1024 of

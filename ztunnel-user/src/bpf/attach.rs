@@ -247,18 +247,28 @@ fn attach_filter(
 }
 
 /// Pins a link; an older pin of the same place is replaced in one step, and its program detached by that.
-fn pin(link: FdLink, path: &Path) -> Result<(), BpfError> {
-    let failed = |source: Box<dyn std::error::Error + Send + Sync>| BpfError::PinLink {
+pub(super) fn pin(link: FdLink, path: &Path) -> Result<(), BpfError> {
+    replace_pin(path, |fresh| {
+        let pinned: PinnedLink = link.pin(fresh)?;
+        drop(pinned);
+        Ok(())
+    })
+}
+
+/// Puts what `make` pins at the path it is given in the place of `path`.
+pub(super) fn replace_pin(
+    path: &Path,
+    make: impl FnOnce(&Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
+) -> Result<(), BpfError> {
+    let failed = |source| BpfError::PinLink {
         path: path.to_owned(),
         source,
     };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let fresh = path.with_file_name(format!("new-{name}"));
     let _ = std::fs::remove_file(&fresh);
-    let pinned: PinnedLink = link.pin(&fresh).map_err(|source| failed(source.into()))?;
-    std::fs::rename(&fresh, path).map_err(|source| failed(source.into()))?;
-    drop(pinned);
-    Ok(())
+    make(&fresh).map_err(failed)?;
+    std::fs::rename(&fresh, path).map_err(|source| failed(source.into()))
 }
 
 /// Whether links are pinned in a pod's directory. The first that is made is the one that is asked for.
@@ -285,7 +295,7 @@ fn devices() -> io::Result<BTreeMap<u32, String>> {
         .collect())
 }
 
-fn program<'a, P>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, BpfError>
+pub(super) fn program<'a, P>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, BpfError>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
@@ -295,7 +305,7 @@ where
         .map_err(|source| step("the object's kind is wrong:", name, source))
 }
 
-fn step(step: &'static str, program: &'static str, source: ProgramError) -> BpfError {
+pub(super) fn step(step: &'static str, program: &'static str, source: ProgramError) -> BpfError {
     BpfError::Program {
         step,
         program,

@@ -6,8 +6,12 @@
 
 mod attach;
 mod features;
+mod hook;
+mod link;
+mod mesh_tables;
 mod object;
 mod probe;
+mod rights;
 mod tables;
 
 use std::{
@@ -18,8 +22,10 @@ use std::{
 
 pub use attach::{PodLinks, TcMode, detach_filters};
 pub use features::{Feature, connect_hook};
+pub use mesh_tables::MeshTables;
 pub use probe::{Host, HostProblem};
-pub use tables::{AppDialGuard, Tables};
+pub use rights::{DirectGuard, Events, Rights};
+pub use tables::{AppDialGuard, Tables, four_tuple};
 use ztunnel_common::ABI_VERSION;
 
 /// The kernel half of one instance.
@@ -67,6 +73,15 @@ pub enum BpfError {
         /// Why not.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The cgroup to attach to cannot be opened.
+    #[error("cannot open the cgroup {path}")]
+    Cgroup {
+        /// Its folder.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
     },
     /// A map operation failed.
     #[error("map {map}: {step}")]
@@ -116,6 +131,26 @@ impl Kernel {
     /// The maps.
     pub fn tables(&self) -> &Arc<Tables> {
         &self.tables
+    }
+
+    /// Attaches the programs of the cgroup, so that connections are judged at connect(); links of an earlier process
+    /// are replaced. If it fails none of them is attached.
+    ///
+    /// # Errors
+    /// [`BpfError`]; steering is left to the programs of the pods then.
+    pub fn hook(&self, cgroup: &Path) -> Result<(), BpfError> {
+        let links = self.pins.join("links");
+        let attached = object::load(&self.pins, 0, self.log_level)
+            .and_then(|mut object| hook::attach(&mut object, &links, cgroup));
+        if attached.is_err() {
+            hook::detach(&links);
+        }
+        attached
+    }
+
+    /// Takes the programs of the cgroup off, those of an earlier process too.
+    pub fn unhook(&self) {
+        hook::detach(&self.pins.join("links"));
     }
 
     /// Loads the programs for the pod with this netns cookie and attaches them; links of an earlier process are

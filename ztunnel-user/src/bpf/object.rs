@@ -4,17 +4,30 @@ use std::{path::Path, time::Duration};
 
 use aya::{Ebpf, EbpfLoader};
 
-use super::BpfError;
+use super::{BpfError, probe};
 
 /// The kernel half, as built by this package's build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ztunnel-ebpf"));
 
 /// Every map, by its name in the object. aya-log's ring buffer is shared by all pods too.
-const MAPS: [&str; 7] = [
+const MAPS: [&str; 20] = [
     "pods",
     "pod_ips",
     "listeners",
     "app_dials",
+    "mesh",
+    "addresses",
+    "ranges",
+    "exclude",
+    "services",
+    "endpoints",
+    "affinities",
+    "verdicts",
+    "direct",
+    "choices",
+    "flows",
+    "events",
+    "kubelet",
     "sk_tags",
     "counters",
     "AYA_LOGS",
@@ -25,10 +38,15 @@ pub(super) const LOG_OFF: u8 = 0;
 /// aya-log level `debug`.
 pub(super) const LOG_DEBUG: u8 = 4;
 
-/// Loads the maps (from their pins where those exist) and prepares the programs for the pod with this cookie.
+/// Loads the maps (from their pins where those exist) and prepares the programs for the pod with this cookie; those
+/// of the cgroup take 0.
 pub(super) fn load(pins: &Path, cookie: u64, log_level: u8) -> Result<Ebpf, BpfError> {
     let mut loader = EbpfLoader::new();
+    let set_retval = u32::from(probe::has_set_retval());
+    let ns_pid = u32::from(probe::has_ns_pid());
     loader.override_global("POD", &cookie, true);
+    loader.override_global("HAS_SET_RETVAL", &set_retval, true);
+    loader.override_global("HAS_NS_PID", &ns_pid, true);
     loader.override_global(aya_log::LEVEL, &log_level, false);
     for map in MAPS {
         loader.map_pin_path(map, pins.join(map.to_ascii_lowercase()));

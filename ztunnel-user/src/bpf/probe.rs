@@ -38,6 +38,11 @@ const OLDEST: KernelVersion = KernelVersion::new(5, 15, 0);
 /// First kernel with tcx links.
 const TCX: KernelVersion = KernelVersion::new(6, 6, 0);
 
+/// First kernel with `bpf_set_retval` in cgroup programs.
+const SET_RETVAL: KernelVersion = KernelVersion::new(5, 18, 0);
+/// First kernel with `bpf_get_ns_current_pid_tgid` in cgroup programs.
+const NS_PID: KernelVersion = KernelVersion::new(6, 10, 0);
+
 /// The running kernel; one that cannot be told counts as the oldest.
 fn running_kernel() -> KernelVersion {
     KernelVersion::current().unwrap_or(KernelVersion::new(0, 0, 0))
@@ -46,6 +51,16 @@ fn running_kernel() -> KernelVersion {
 /// Whether tc programs can be attached as links.
 pub(super) fn has_tcx() -> bool {
     running_kernel() >= TCX
+}
+
+/// Whether a refused connect() can say why.
+pub(super) fn has_set_retval() -> bool {
+    running_kernel() >= SET_RETVAL
+}
+
+/// Whether a process can be told by its number in a pid namespace.
+pub(super) fn has_ns_pid() -> bool {
+    running_kernel() >= NS_PID
 }
 
 impl Host {

@@ -11,22 +11,30 @@ use aya::{
     maps::{HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockHash},
 };
 use ztunnel_common::{
-    capture::{AppDial, SocketTag, TAG_PROXY},
+    capture::{SocketTag, TAG_PROXY},
     counter,
     listener::{FAMILY_V4, FAMILY_V6, ListenerKey, ROLE_HBONE, ROLE_OUTBOUND, ROLE_PLAINTEXT},
+    mesh::{DIRECT_PROXY, DirectRecord},
     pod::{PodIp, PodRecord},
+    tuple::FourTuple,
 };
 
-use super::BpfError;
+use super::{
+    BpfError,
+    mesh_tables::MeshTables,
+    rights::{DirectGuard, Rights},
+};
 
 /// The maps of one instance.
 pub struct Tables {
     pods: Mutex<HashMap<MapData, u64, PodRecord>>,
     pod_ips: Mutex<HashMap<MapData, PodIp, u32>>,
     listeners: Mutex<SockHash<MapData, ListenerKey>>,
-    app_dials: Mutex<HashMap<MapData, AppDial, u32>>,
+    app_dials: Mutex<HashMap<MapData, FourTuple, u32>>,
     sk_tags: Mutex<SkStorage<MapData, SocketTag>>,
     counters: PerCpuArray<MapData, u64>,
+    mesh: MeshTables,
+    rights: Rights,
 }
 
 impl std::fmt::Debug for Tables {
@@ -35,12 +43,12 @@ impl std::fmt::Debug for Tables {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A handle is a file descriptor; a panic elsewhere cannot have left it half-changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn failed(map: &'static str, step: &'static str) -> impl Fn(MapError) -> BpfError {
+pub(super) fn failed(map: &'static str, step: &'static str) -> impl Fn(MapError) -> BpfError {
     move |source| BpfError::Map {
         map,
         step,
@@ -48,20 +56,37 @@ fn failed(map: &'static str, step: &'static str) -> impl Fn(MapError) -> BpfErro
     }
 }
 
+/// A map of the object as this version knows it.
+pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
+    object: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, BpfError> {
+    let map = object.take_map(name).ok_or(BpfError::Missing(name))?;
+    T::try_from(map).map_err(failed(name, "has another shape than this version expects"))
+}
+
 impl Tables {
     pub(super) fn take(object: &mut Ebpf) -> Result<Self, BpfError> {
-        let mut map = |name: &'static str| object.take_map(name).ok_or(BpfError::Missing(name));
-        fn typed<T: TryFrom<Map, Error = MapError>>(name: &'static str, map: Map) -> Result<T, BpfError> {
-            T::try_from(map).map_err(failed(name, "has another shape than this version expects"))
-        }
         Ok(Self {
-            pods: Mutex::new(typed("pods", map("pods")?)?),
-            pod_ips: Mutex::new(typed("pod_ips", map("pod_ips")?)?),
-            listeners: Mutex::new(typed("listeners", map("listeners")?)?),
-            app_dials: Mutex::new(typed("app_dials", map("app_dials")?)?),
-            sk_tags: Mutex::new(typed("sk_tags", map("sk_tags")?)?),
-            counters: typed("counters", map("counters")?)?,
+            pods: Mutex::new(take(object, "pods")?),
+            pod_ips: Mutex::new(take(object, "pod_ips")?),
+            listeners: Mutex::new(take(object, "listeners")?),
+            app_dials: Mutex::new(take(object, "app_dials")?),
+            sk_tags: Mutex::new(take(object, "sk_tags")?),
+            counters: take(object, "counters")?,
+            mesh: MeshTables::take(object)?,
+            rights: Rights::take(object)?,
         })
+    }
+
+    /// What the kernel half knows of the mesh.
+    pub fn mesh(&self) -> &MeshTables {
+        &self.mesh
+    }
+
+    /// Who may reach whom without the proxy.
+    pub fn rights(&self) -> &Rights {
+        &self.rights
     }
 
     /// Says what a pod's state is.
@@ -72,6 +97,11 @@ impl Tables {
         lock(&self.pods)
             .insert(cookie, record, 0)
             .map_err(failed("pods", "insert"))
+    }
+
+    /// What a pod's state is; `None` if it has none.
+    pub fn pod(&self, cookie: u64) -> Option<PodRecord> {
+        lock(&self.pods).get(&cookie, 0).ok()
     }
 
     /// Forgets a pod and all its addresses. Only after its programs are detached: they refuse without a record.
@@ -132,8 +162,12 @@ impl Tables {
     /// # Errors
     /// The socket is gone, or the kernel is out of memory.
     pub fn tag_proxy(&self, socket: BorrowedFd<'_>) -> Result<(), BpfError> {
+        let proxy = SocketTag {
+            tag: TAG_PROXY,
+            ..SocketTag::default()
+        };
         lock(&self.sk_tags)
-            .insert(&socket, SocketTag { tag: TAG_PROXY }, 0)
+            .insert(&socket, proxy, 0)
             .map_err(failed("sk_tags", "insert"))
     }
 
@@ -147,14 +181,7 @@ impl Tables {
         from: SocketAddr,
         to: SocketAddr,
     ) -> Result<AppDialGuard, BpfError> {
-        let key = AppDial {
-            netns_cookie: cookie,
-            src: from.ip().into(),
-            dst: to.ip().into(),
-            src_port: from.port().to_be_bytes(),
-            dst_port: to.port().to_be_bytes(),
-            pad: 0,
-        };
+        let key = four_tuple(cookie, from, to);
         lock(&self.app_dials)
             .insert(key, 1, 0)
             .map_err(failed("app_dials", "insert"))?;
@@ -164,6 +191,30 @@ impl Tables {
         })
     }
 
+    /// Announces a connection that the proxy is about to open to the app of another pod of this node; it passes until
+    /// the guard is dropped. `destination` and `source` are the netns cookies of the pods, `generation` is that of the
+    /// mesh by which it was judged.
+    ///
+    /// # Errors
+    /// The map is full (131072 connections).
+    pub fn announce_direct(
+        self: &Arc<Self>,
+        (source, destination): (u64, u64),
+        from: SocketAddr,
+        to: SocketAddr,
+        generation: u64,
+    ) -> Result<DirectGuard, BpfError> {
+        let tuple = four_tuple(destination, from, to);
+        let right = DirectRecord {
+            source,
+            generation,
+            kind: DIRECT_PROXY,
+            pad: 0,
+        };
+        self.rights.set_direct(tuple, right)?;
+        Ok(DirectGuard::new(Arc::clone(self), tuple))
+    }
+
     /// Forgets every announced connection: an earlier process may have died between announcing and connecting, and
     /// whoever then comes from just that address and port would pass unjudged.
     ///
@@ -171,7 +222,7 @@ impl Tables {
     /// The map cannot be read or changed.
     pub fn forget_app_dials(&self) -> Result<(), BpfError> {
         let mut app_dials = lock(&self.app_dials);
-        let keys: Result<Vec<AppDial>, MapError> = app_dials.keys().collect();
+        let keys: Result<Vec<FourTuple>, MapError> = app_dials.keys().collect();
         for key in keys.map_err(failed("app_dials", "read"))? {
             app_dials.remove(&key).map_err(failed("app_dials", "remove"))?;
         }
@@ -197,11 +248,23 @@ impl Tables {
 #[derive(Debug)]
 pub struct AppDialGuard {
     tables: Arc<Tables>,
-    key: AppDial,
+    key: FourTuple,
 }
 
 impl Drop for AppDialGuard {
     fn drop(&mut self) {
         let _ = lock(&self.tables.app_dials).remove(&self.key);
+    }
+}
+
+/// A connection to the namespace with this cookie, as the kernel half names it.
+pub fn four_tuple(cookie: u64, from: SocketAddr, to: SocketAddr) -> FourTuple {
+    FourTuple {
+        netns_cookie: cookie,
+        src: from.ip().into(),
+        dst: to.ip().into(),
+        src_port: from.port().to_be_bytes(),
+        dst_port: to.port().to_be_bytes(),
+        pad: 0,
     }
 }

@@ -8,12 +8,16 @@ use std::{
 };
 
 use clap::Args;
+use ipnet::IpNet;
 
 use super::{LogArgs, serve::parse_duration};
 use crate::{
     agent::{self, KernelOptions},
     bpf::TcMode,
-    config::{ADMIN_PORT, ConnectHook, KubeletSetting, METRICS_PORT, READY_PORT, Settings, default_workers},
+    config::{
+        ADMIN_PORT, ConnectHook, KubeletSetting, METRICS_PORT, NonMesh, READY_PORT, SameNode, Settings,
+        default_workers,
+    },
     mesh::{ClusterId, NodeName},
 };
 
@@ -108,6 +112,33 @@ pub(super) struct RunArgs {
         value_name = "MODE"
     )]
     tc_mode: TcMode,
+    /// How two enrolled pods of this node reach each other: connected by the kernel, carried by the proxy, or through
+    /// a tunnel with mutual TLS as between two nodes.
+    #[arg(
+        long,
+        env = "SAME_NODE",
+        default_value = "direct",
+        value_enum,
+        value_name = "WAY"
+    )]
+    same_node: SameNode,
+    /// Who carries connections to and from what is not in the mesh: the kernel or the proxy.
+    #[arg(
+        long,
+        env = "NON_MESH",
+        default_value = "direct",
+        value_enum,
+        value_name = "WAY"
+    )]
+    non_mesh: NonMesh,
+    /// Destinations that are never the mesh's affair, as in 10.0.0.0/8,fd00::/8.
+    #[arg(
+        long,
+        env = "EXCLUDE_OUTBOUND_IP_RANGES",
+        value_delimiter = ',',
+        value_name = "CIDR,..."
+    )]
+    exclude_outbound: Vec<IpNet>,
     /// Let the kernel half log its decisions (debugging; off costs nothing).
     #[arg(long, env = "ZTUNNEL_KERNEL_LOG")]
     kernel_log: bool,
@@ -148,6 +179,9 @@ fn settings(args: RunArgs) -> anyhow::Result<Settings> {
         certificate_ttl: args.certificate_ttl,
         run_dir: std::path::absolute(args.run_dir)?,
         bpf_dir: std::path::absolute(args.bpf_dir)?,
+        same_node: args.same_node,
+        non_mesh: args.non_mesh,
+        exclude: args.exclude_outbound,
         cgroup_root: args.host.cgroup_root.map(std::path::absolute).transpose()?,
         connect_hook: args.host.connect_hook,
         kubelet: args.host.kubelet,

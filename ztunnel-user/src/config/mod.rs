@@ -4,6 +4,8 @@ mod host;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use ipnet::IpNet;
+
 pub use self::host::{ConnectHook, KubeletSetting, KubeletSettingError};
 use crate::mesh::{ClusterId, NodeName};
 
@@ -13,6 +15,28 @@ pub const READY_PORT: u16 = 15021;
 pub const METRICS_PORT: u16 = 15020;
 /// Administration, on the loopback address only.
 pub const ADMIN_PORT: u16 = 15000;
+
+/// How two enrolled pods of one node reach each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum SameNode {
+    /// The kernel connects them, in plain text inside the node, as soon as policy has allowed it once.
+    #[default]
+    Direct,
+    /// The proxy carries every connection, in plain text inside the node.
+    Proxy,
+    /// As between two nodes: through a tunnel with mutual TLS.
+    Hbone,
+}
+
+/// Who carries connections to and from what is not in the mesh, or takes plain text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum NonMesh {
+    /// The kernel.
+    #[default]
+    Direct,
+    /// The proxy.
+    Proxy,
+}
 
 /// Everything `ztunnel run` needs to know.
 #[derive(Clone, Debug)]
@@ -35,6 +59,12 @@ pub struct Settings {
     pub run_dir: PathBuf,
     /// Pins of programs and maps.
     pub bpf_dir: PathBuf,
+    /// How two enrolled pods of this node reach each other.
+    pub same_node: SameNode,
+    /// Who carries what is not the mesh's.
+    pub non_mesh: NonMesh,
+    /// Destinations that are never the mesh's affair.
+    pub exclude: Vec<IpNet>,
     /// Root of the cgroup v2 hierarchy; `None`: found among the mounts.
     pub cgroup_root: Option<PathBuf>,
     /// Whether connect(2) may be hooked.

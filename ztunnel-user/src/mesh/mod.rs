@@ -6,12 +6,14 @@
 //! and `policy` stays visible: names, identity, workloads, policies, snapshot, resolve.
 
 pub mod address;
+mod affinity;
 mod balance;
 pub mod dump;
 pub mod name;
 pub mod resolve;
 pub mod service;
 pub mod snapshot;
+pub mod view;
 pub mod workload;
 
 pub use address::{Destination, GatewayAddress, NetworkAddress, NetworkRange};
@@ -21,7 +23,8 @@ pub use name::{
 };
 pub use resolve::{Flow, HboneRoute, Route, TcpRoute, Unroutable, resolve};
 pub use service::{
-    Endpoint, HealthPolicy, IpFamilies, LoadBalancer, Mode, Scope, Service, Visibility, WeightedWaypoint,
+    Endpoint, HealthPolicy, IpFamilies, LoadBalancer, Mode, Scope, Service, SessionAffinity, Visibility,
+    WeightedWaypoint,
 };
 pub use snapshot::{Snapshot, SnapshotBuilder};
 pub use workload::{

@@ -98,6 +98,14 @@ pub enum Visibility {
     Namespace,
 }
 
+/// What keeps a client with one endpoint (Kubernetes, `Service.spec.sessionAffinity`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
+pub enum SessionAffinity {
+    /// Its address. There is no timeout: as long as the endpoints stay, so does the choice.
+    #[serde(rename = "ClientIP")]
+    ClientIp,
+}
+
 /// One of several waypoints, chosen by weight once per connection.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize)]
 pub struct WeightedWaypoint {
@@ -135,6 +143,9 @@ pub struct Service {
     /// How to choose an endpoint; absent is any of the healthy ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub load_balancer: Option<LoadBalancer>,
+    /// What keeps a client with one of the endpoints that it may have; absent is nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_affinity: Option<SessionAffinity>,
     /// Its address families; absent is automatic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ip_families: Option<IpFamilies>,
@@ -159,6 +170,7 @@ impl Service {
             waypoint: None,
             weighted_waypoints: Vec::new(),
             load_balancer: None,
+            session_affinity: None,
             ip_families: None,
             canonical: false,
             visibility: Visibility::default(),

@@ -49,7 +49,7 @@ pub enum HealthStatus {
 }
 
 /// Where a workload runs, coarse to fine; empty parts are unknown.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Locality {
     /// The region.

@@ -9,7 +9,8 @@ use super::value::{self, Target};
 use crate::mesh::address::GatewayAddress;
 use crate::mesh::name::{Hostname, Namespace};
 use crate::mesh::service::{
-    HealthPolicy, IpFamilies, LoadBalancer, Mode, Scope, Service, Visibility, WeightedWaypoint,
+    HealthPolicy, IpFamilies, LoadBalancer, Mode, Scope, Service, SessionAffinity, Visibility,
+    WeightedWaypoint,
 };
 
 const FIELDS: &[&str] = &[
@@ -24,6 +25,7 @@ const FIELDS: &[&str] = &[
     "waypoint",
     "weightedWaypoints",
     "loadBalancer",
+    "sessionAffinity",
     "ipFamilies",
     "canonical",
     "visibility",
@@ -47,6 +49,8 @@ const HEALTH: &[(&str, HealthPolicy)] = &[
     ("OnlyHealthy", HealthPolicy::OnlyHealthy),
     ("AllowAll", HealthPolicy::AllowAll),
 ];
+const AFFINITIES: &[(&str, Option<SessionAffinity>)] =
+    &[("None", None), ("ClientIP", Some(SessionAffinity::ClientIp))];
 const FAMILIES: &[(&str, Option<IpFamilies>)] = &[
     ("Automatic", None),
     ("Dual", Some(IpFamilies::Dual)),
@@ -83,6 +87,14 @@ pub(super) fn read(
     service.load_balancer = record
         .field("loadBalancer")
         .and_then(|field| load_balancer(field, to));
+    service.session_affinity = record.choice("sessionAffinity", AFFINITIES, to);
+    if service.session_affinity.is_some()
+        && service.mode() == Mode::Passthrough
+        && let Some(affinity) = record.field("sessionAffinity")
+    {
+        let message = "says nothing in mode Passthrough, where no endpoint is chosen";
+        to.warnings.push(affinity.problem(message));
+    }
     service.ip_families = record.choice("ipFamilies", FAMILIES, to);
     service.canonical = record.boolean("canonical", to);
     service.visibility = record.choice("visibility", VISIBILITIES, to);

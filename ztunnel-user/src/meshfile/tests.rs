@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::mesh::address::Destination;
-use crate::mesh::service::{HealthPolicy, IpFamilies, Mode, Scope, Visibility};
+use crate::mesh::service::{HealthPolicy, IpFamilies, Mode, Scope, SessionAffinity, Visibility};
 use crate::mesh::workload::{HealthStatus, NetworkMode, Protocol, TunnelProtocol};
 use crate::policy::{Action, Match, PolicyScope, StringMatch};
 
@@ -337,6 +337,32 @@ policies:
 16:11: policies[0].dryRun: `perhaps` is not true or false
 ";
     assert_eq!(problems, expected);
+}
+
+#[test]
+fn a_service_may_keep_each_client_with_one_endpoint() {
+    let affinity =
+        |field: &str| good(&format!("services: [{{name: s{field}}}]")).services[0].session_affinity;
+    assert_eq!(affinity(""), None);
+    assert_eq!(affinity(", sessionAffinity: None"), None);
+    assert_eq!(
+        affinity(", sessionAffinity: ClientIP"),
+        Some(SessionAffinity::ClientIp)
+    );
+    assert_eq!(
+        bad("services: [{name: s, sessionAffinity: ClientIp}]"),
+        "1:39: services[0].sessionAffinity: `ClientIp` is none of None, ClientIP (did you mean `ClientIP`?)\n"
+    );
+    let nothing = "services: [{name: s, sessionAffinity: ClientIP, loadBalancer: {mode: Passthrough}}]";
+    assert!(warnings(nothing).contains("services[0].sessionAffinity: says nothing in mode Passthrough"));
+    let dump =
+        |field: &str| serde_json::to_string(&good(&format!("services: [{{name: s{field}}}]")).services[0]);
+    assert!(!dump("").unwrap().contains("sessionAffinity"));
+    assert!(
+        dump(", sessionAffinity: ClientIP")
+            .unwrap()
+            .contains(r#""sessionAffinity":"ClientIP""#)
+    );
 }
 
 #[test]

@@ -13,7 +13,7 @@ mod steering;
 pub use cgroup::{CgroupError, CgroupMount, CgroupRoot, cgroup_mounts, cgroup_root, directory_of};
 pub use control::{Answer, Control, ControlError, Request, ask};
 pub use kubelet::{Kubelet, KubeletIdentity, NamespacedPid};
-pub use netns::{Netns, NetnsError};
+pub use netns::{Netns, NetnsError, own_cookie};
 pub use plumbing::{PlumbingError, lay, local_addresses, take_up};
 pub use record::{PodName, Record, Records};
 pub use sockets::{Connection, Sockets, SocketsError, TcpState};

@@ -14,9 +14,9 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
 use ztunnel_common::mark;
 
-use super::addresses::Addresses;
+use super::{addresses::Addresses, local::LocalPeer};
 use crate::{
-    bpf::Tables,
+    bpf::{DirectGuard, Tables},
     identity::peer::VerifiedPeer,
     node::Netns,
     policy::Permit,
@@ -34,6 +34,8 @@ const KEEPALIVE_RETRIES: u32 = 9;
 pub enum Client {
     /// It proved its identity with a certificate.
     Verified(VerifiedPeer),
+    /// It is a pod of this node, as the kernel knows.
+    Local(LocalPeer),
     /// It came in plain text and is nobody in particular.
     Plaintext,
 }
@@ -58,8 +60,7 @@ impl UpstreamDialer {
     pub async fn connect(&self, to: SocketAddr) -> Result<TcpStream, CloseDetail> {
         let failed = |error: &io::Error| CloseReason::ConnectFailed.with(format!("{to}: {error}"));
         let internal = |error: crate::bpf::BpfError| CloseReason::Internal.with(error.to_string());
-        let socket = open(&self.netns, to).map_err(|error| failed(&error))?;
-        self.tables.tag_proxy(socket.as_fd()).map_err(internal)?;
+        let socket = open(&self.netns, &self.tables, to).map_err(|error| failed(&error))?;
         if !self.own.contains(to.ip()) {
             return connect(socket, to).await;
         }
@@ -72,6 +73,32 @@ impl UpstreamDialer {
         let connected = connect(socket, to).await;
         drop(passes);
         connected
+    }
+
+    /// Connects to the app of another pod of this node, over the pods' own network, with the pod's own address. It
+    /// takes leave and proof of who the client is, as [`AppDialer::connect`] does; the connection passes to the app
+    /// for as long as the guard lives.
+    ///
+    /// # Errors
+    /// `connect_failed` or `connect_timeout`, with the address and the system's word.
+    pub async fn connect_neighbour(
+        &self,
+        permit: Permit,
+        client: LocalPeer,
+        destination: u64,
+        generation: u64,
+    ) -> Result<(TcpStream, DirectGuard), CloseDetail> {
+        let (to, from) = (permit.destination(), permit.source_ip());
+        let failed = |error: &io::Error| CloseReason::ConnectFailed.with(format!("{to}: {error}"));
+        let socket = open(&self.netns, &self.tables, to).map_err(|error| failed(&error))?;
+        let bound = bind(&socket, from).map_err(|error| failed(&error))?;
+        let passes = self
+            .tables
+            .announce_direct((self.netns.cookie(), destination), bound, to, generation)
+            .map_err(|error| CloseReason::Internal.with(error.to_string()))?;
+        let connected = connect(socket, to).await?;
+        tracing::trace!(%to, ?client, "neighbour dialled");
+        Ok((connected, passes))
     }
 }
 
@@ -96,7 +123,7 @@ impl AppDialer {
         let (to, source) = (permit.destination(), permit.source_ip());
         let failed =
             |error: &io::Error| CloseReason::ConnectFailed.with(format!("{to} as {source}: {error}"));
-        let socket = open(&self.netns, to).map_err(|error| failed(&error))?;
+        let socket = open(&self.netns, &self.tables, to).map_err(|error| failed(&error))?;
         let from = take_address(&socket, source, to).map_err(|error| failed(&error))?;
         let passes = self.tables.announce_app_dial(self.netns.cookie(), from, to);
         let passes = passes.map_err(|error| CloseReason::Internal.with(error.to_string()))?;
@@ -114,14 +141,22 @@ fn take_address(socket: &Socket, source: IpAddr, to: SocketAddr) -> io::Result<S
         socket.set_ip_transparent_v4(true)?;
         socket.set_mark(mark::STEER)?;
     }
-    socket.bind(&SocketAddr::new(source, 0).into())?;
+    bind(socket, source)
+}
+
+/// Binds to an address, with a port that the kernel picks.
+fn bind(socket: &Socket, ip: IpAddr) -> io::Result<SocketAddr> {
+    socket.bind(&SocketAddr::new(ip, 0).into())?;
     let bound = socket.local_addr()?.as_socket();
     bound.ok_or_else(|| io::Error::other("the socket has no IP address"))
 }
 
-fn open(netns: &Netns, to: SocketAddr) -> io::Result<Socket> {
+/// A socket in the pod's namespace that the kernel half knows as the proxy's: nothing of it is steered, and it may
+/// carry the mesh's mark.
+fn open(netns: &Netns, tables: &Tables, to: SocketAddr) -> io::Result<Socket> {
     let make = || Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP));
     let socket = netns.enter(make).and_then(|socket| socket)?;
+    tables.tag_proxy(socket.as_fd()).map_err(io::Error::other)?;
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
     keep_alive(&socket)?;

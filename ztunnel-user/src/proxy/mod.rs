@@ -1,5 +1,5 @@
 //! The path of a captured connection. One file per way through it: `outbound` (from the app), `inbound` (HBONE),
-//! `plaintext` (everything else to the app); `judge` asks policy, `dial` opens the next socket, `copy` carries.
+//! `plaintext` (everything else to the app), `same_node` (from the app to a pod of the same node); `judge` asks policy, `dial` opens the next socket, `copy` carries.
 
 pub mod copy;
 
@@ -9,13 +9,16 @@ mod dial;
 mod ending;
 mod inbound;
 mod judge;
+mod local;
 mod outbound;
 mod plaintext;
 mod pod;
+mod same_node;
 mod serve;
 mod tunnel;
 
 pub use connections::{Connections, Listed};
 pub use dial::{AppDialer, Client, UpstreamDialer};
+pub use local::{LocalPeer, LocalPods};
 pub use pod::{Pod, PodParts};
 pub use serve::{PodListeners, start};

@@ -1,22 +1,23 @@
 //! A connection that leaves the pod: where it goes, how it gets there, and its bytes. Where it must be encrypted
 //! and cannot be, it ends; it is never carried in clear instead.
 
-use std::{net::SocketAddr, sync::Arc};
-
-use tokio::net::TcpStream;
-use ztunnel_common::mark;
+use std::sync::Arc;
 
 use super::{
     Pod,
     connections::Listed,
     copy::{Endpoint, relay},
     dial, ending,
+    judge::Judged,
+    local::LocalPeer,
+    same_node::{self, Neighbour},
 };
 use crate::{
+    bpf::{DirectGuard, four_tuple},
     capture::{self, Captured},
     drain,
     hbone::{Authority, ConnectHead, TunnelKey, headers},
-    mesh::{Flow, HboneRoute, Route, Workload, resolve},
+    mesh::{Flow, HboneRoute, Route, TcpRoute, Workload, resolve},
     reason::{CloseDetail, CloseReason},
     telemetry::{Connection, Direction, Peer},
 };
@@ -30,10 +31,11 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
         original_dst,
     } = captured;
     let mut connection = Connection::new(Direction::Outbound, client, original_dst);
-    let route = leaves_the_pod(&stream, original_dst).and_then(|()| route(&pod, &mut connection));
+    let way = LocalPeer::of_captured(&pod, &stream, original_dst)
+        .and_then(|peer| Ok((way(&peer, &mut connection)?, peer)));
     let tracker = pod.telemetry.open(connection);
-    let route = match route {
-        Ok(route) => route,
+    let (mut way, peer) = match way {
+        Ok(way) => way,
         Err(refusal) => {
             tracker.finish(Err(refusal));
             return dial::refuse(stream);
@@ -51,10 +53,10 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
         },
     });
     let upstream = tokio::select! {
-        upstream = reach(&pod, tracker.connection(), &route) => upstream,
+        upstream = reach(&pod, tracker.connection(), &mut way, &peer) => upstream,
         () = drain.cut() => Err(CloseReason::Drained.with("while connecting")),
     };
-    let upstream = match upstream {
+    let (upstream, _passes) = match upstream {
         Ok(upstream) => upstream,
         Err(failure) => {
             tracker.finish(Err(failure));
@@ -65,75 +67,119 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
     let end = tokio::select! {
         biased;
         () = drain.cut() => Err(ending::cut()),
+        revoked = way.revoked() => Err(revoked),
+        other = peer.no_longer() => Err(other),
         end = relay(Endpoint::Tcp(stream), upstream, &counters) => ending::of(end, &drain),
     };
     tracker.finish(end);
 }
 
-/// Only what was steered on its way out counts as the pod's own, and is spoken for. A connection without the mark
-/// came to an address inside the pod that the agent does not know (yet): from outside it would get past policy, and
-/// carried on it would come back to us, again and again. The mark is the SYN's (`tcp_fwmark_accept`); none survives
-/// the way between two namespaces.
-fn leaves_the_pod(stream: &TcpStream, to: SocketAddr) -> Result<(), CloseDetail> {
-    let mark = socket2::SockRef::from(stream).mark().unwrap_or_default();
-    if mark & mark::STEER_MASK == mark::STEER {
-        return Ok(());
+/// How a connection leaves the pod.
+enum Way {
+    Tunnel(HboneRoute),
+    Plain(TcpRoute),
+    /// To another pod of this node; leave to connect, until it is used, and the judgement that stands behind it.
+    Neighbour(Option<Neighbour>, Judged),
+}
+
+impl Way {
+    /// Waits until the connection is no longer allowed, as far as that is ours to say; for ever while it is.
+    async fn revoked(&mut self) -> CloseDetail {
+        match self {
+            Self::Neighbour(_, judged) => judged.revoked().await,
+            Self::Tunnel(_) | Self::Plain(_) => std::future::pending().await,
+        }
     }
-    let detail = format!("{to} is an address inside the pod that the mesh does not serve");
-    Err(CloseReason::SelfCall.with(detail))
 }
 
 /// Resolves where the connection goes, and notes for the log what is known of both ends.
-fn route(pod: &Pod, connection: &mut Connection) -> Result<Route, CloseDetail> {
-    let source = pod.workload()?;
-    connection.source = Peer::plaintext(Some(Arc::clone(&source)));
+fn way(peer: &LocalPeer, connection: &mut Connection) -> Result<Way, CloseDetail> {
+    let (pod, source) = (peer.pod(), peer.workload());
+    connection.source = Peer::plaintext(Some(Arc::clone(source)));
     if pod.owns(connection.dst.ip()) || capture::is_hidden(connection.dst.ip()) {
         return Err(CloseReason::SelfCall.with(format!("{} is the pod's own address", connection.dst)));
     }
+    let chosen = pod
+        .tables
+        .rights()
+        .take_choice(&four_tuple(pod.cookie(), connection.src, connection.dst));
     let flow = Flow {
-        source: Arc::clone(&source),
+        source: Arc::clone(source),
+        client: connection.src.ip(),
         original_dst: connection.dst,
+        chosen,
     };
     let route = resolve(&pod.mesh.load(), &flow, &mut rand::rng())
         .map_err(|unroutable| unroutable.reason().with(unroutable.to_string()))?;
-    match &route {
+    match route {
         Route::Hbone(hbone) => {
-            connection.dst = hbone.tunnel;
-            connection.hbone_target = Some(hbone.authority.as_str().into());
             connection.source.identity = Some(source.identity());
             connection.destination = Peer {
                 workload: Some(Arc::clone(&hbone.destination)),
                 identity: hbone.expected.first().cloned(),
             };
             connection.service.clone_from(&hbone.service);
+            match same_node::judge(peer, connection.src, &hbone) {
+                Ok(Some((neighbour, judged))) => {
+                    connection.dst = neighbour.permit.destination();
+                    Ok(Way::Neighbour(Some(neighbour), judged))
+                }
+                Ok(None) => {
+                    connection.dst = hbone.tunnel;
+                    connection.hbone_target = Some(hbone.authority.as_str().into());
+                    Ok(Way::Tunnel(hbone))
+                }
+                Err(refusal) => Err(refusal),
+            }
         }
         Route::Tcp(tcp) => {
             connection.dst = tcp.target;
             connection.destination = Peer::plaintext(tcp.destination.clone());
             connection.service.clone_from(&tcp.service);
+            Ok(Way::Plain(tcp))
         }
     }
-    Ok(route)
 }
 
-async fn reach(pod: &Pod, connection: &Connection, route: &Route) -> Result<Endpoint, CloseDetail> {
-    match route {
-        Route::Tcp(tcp) => Ok(Endpoint::Tcp(pod.upstream.connect(tcp.target).await?)),
-        Route::Hbone(hbone) => {
-            let source = pod.workload()?;
+/// Connects; with what the connection needs to pass, for as long as it lives.
+async fn reach(
+    pod: &Pod,
+    connection: &Connection,
+    way: &mut Way,
+    peer: &LocalPeer,
+) -> Result<(Endpoint, Option<DirectGuard>), CloseDetail> {
+    match way {
+        Way::Plain(tcp) => Ok((Endpoint::Tcp(pod.upstream.connect(tcp.target).await?), None)),
+        Way::Neighbour(neighbour, _) => {
+            let neighbour = neighbour
+                .take()
+                .ok_or_else(|| CloseReason::Internal.with("a permit is good for one dial"))?;
+            let (stream, passes) = pod
+                .upstream
+                .connect_neighbour(
+                    neighbour.permit,
+                    peer.clone(),
+                    neighbour.pod.cookie(),
+                    neighbour.generation,
+                )
+                .await?;
+            Ok((Endpoint::Tcp(stream), Some(passes)))
+        }
+        Way::Tunnel(hbone) => {
+            let source = peer.workload();
             let key = TunnelKey {
                 source: source.identity(),
                 source_ip: connection.src.ip(),
                 tunnel: hbone.tunnel,
                 expected: hbone.expected.clone(),
             };
-            let head = head(connection, hbone, &source)?;
+            let head = head(connection, hbone, source)?;
             let stream = pod
                 .pool
                 .connect(&key, &head)
                 .await
                 .map_err(|error| error.detail())?;
-            Ok(Endpoint::Hbone(stream))
+            Ok((Endpoint::Hbone(stream), None))
         }
     }
 }

@@ -1,5 +1,6 @@
-//! A connection to the pod that is not HBONE: from outside the mesh, or from a pod that is not enrolled. Its
-//! client has no identity; policy decides with that.
+//! A connection to the pod that is not HBONE: from outside the mesh, or from a pod that is not enrolled. Its client has
+//! no identity, and policy decides with that; unless it is an authorised one of this node's pods which arrived just
+//! when the mesh changed: then policy decides again.
 
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use super::{
     dial, ending,
     inbound::MESH_PORTS,
     judge,
+    local::LocalPeer,
 };
 use crate::{
     capture::Captured,
@@ -18,6 +20,10 @@ use crate::{
     reason::CloseReason,
     telemetry::{Connection, Direction, Peer},
 };
+
+fn client_of(recorded: Option<LocalPeer>) -> Client {
+    recorded.map_or(Client::Plaintext, Client::Local)
+}
 
 /// Carries one captured connection to its end.
 pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::Watch) {
@@ -33,7 +39,20 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
     let source = own
         .as_ref()
         .and_then(|own| snapshot.workload_at(&own.network, client.ip()));
-    connection.source = Peer::plaintext(source.cloned());
+    let recorded = LocalPeer::of_recorded(
+        &pod.local,
+        &pod.tables,
+        &snapshot,
+        pod.cookie(),
+        (client, original_dst),
+    );
+    connection.source = match &recorded {
+        Some(peer) => Peer {
+            workload: Some(Arc::clone(peer.workload())),
+            identity: Some(peer.identity()),
+        },
+        None => Peer::plaintext(source.cloned()),
+    };
     connection.destination = Peer::plaintext(own);
     drop(snapshot);
     let permitted = if MESH_PORTS.contains(&original_dst.port()) {
@@ -42,7 +61,7 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
         judge::judge(
             &pod,
             Facts {
-                source: None,
+                source: connection.source.identity.clone(),
                 source_ip: client.ip(),
                 destination: original_dst,
             },
@@ -64,7 +83,7 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
         protocol: "TCP",
     });
     let dialled = tokio::select! {
-        dialled = pod.app.connect(permit, Client::Plaintext) => dialled,
+        dialled = pod.app.connect(permit, client_of(recorded)) => dialled,
         () = drain.cut() => Err(CloseReason::Drained.with("while connecting")),
     };
     let app = match dialled {

@@ -7,10 +7,12 @@ use super::{
     addresses::Addresses,
     connections::Connections,
     dial::{AppDialer, UpstreamDialer},
+    local::LocalPods,
     tunnel::TunnelDialer,
 };
 use crate::{
     bpf::Tables,
+    config::SameNode,
     hbone::{HbonePool, PoolConfig},
     identity::SecretStore,
     mesh::Workload,
@@ -37,6 +39,10 @@ pub struct PodParts {
     pub secrets: Arc<SecretStore>,
     /// Access log and metrics.
     pub telemetry: Arc<Telemetry>,
+    /// The other pods of the node.
+    pub local: LocalPods,
+    /// How they reach each other.
+    pub same_node: SameNode,
 }
 
 /// One enrolled pod, as its connections see it.
@@ -49,6 +55,10 @@ pub struct Pod {
     pub(super) app: AppDialer,
     pub(super) pool: HbonePool<TunnelDialer>,
     pub(super) connections: Arc<Connections>,
+    pub(super) tables: Arc<Tables>,
+    pub(super) local: LocalPods,
+    pub(super) same_node: SameNode,
+    cookie: u64,
     addresses: Addresses,
 }
 
@@ -73,12 +83,26 @@ impl Pod {
             mesh: parts.mesh,
             secrets: parts.secrets,
             telemetry: parts.telemetry,
+            cookie: parts.netns.cookie(),
+            tables: Arc::clone(&parts.tables),
+            local: parts.local,
+            same_node: parts.same_node,
             app: AppDialer::new(parts.netns, parts.tables),
             pool: HbonePool::new(PoolConfig::default(), Arc::new(tunnels)),
             upstream,
             connections: Arc::default(),
             addresses,
         })
+    }
+
+    /// Which pod it is.
+    pub fn name(&self) -> &PodName {
+        &self.name
+    }
+
+    /// Its netns cookie.
+    pub fn cookie(&self) -> u64 {
+        self.cookie
     }
 
     /// The pod's connections.
@@ -97,7 +121,7 @@ impl Pod {
     }
 
     /// The workload this pod is, in one snapshot.
-    pub(super) fn workload_in(&self, snapshot: &crate::mesh::Snapshot) -> Option<Arc<Workload>> {
+    pub fn workload_in(&self, snapshot: &crate::mesh::Snapshot) -> Option<Arc<Workload>> {
         snapshot
             .workload_named(self.name.namespace(), self.name.name())
             .cloned()

@@ -31,6 +31,7 @@ impl Pods {
             return Ok(format!("{name} is enrolled already"));
         }
         self.capture(name, &workload, netns).await?;
+        self.publish();
         let addresses: Vec<String> = workload.workload_ips.iter().map(ToString::to_string).collect();
         let mut done = format!(
             "{name} is enrolled: {} as {}",
@@ -85,6 +86,18 @@ impl Pods {
                 }
             },
         };
+        if let Err(error) = inner
+            .kernel
+            .tables()
+            .set_pod(netns.cookie(), record(STATE_ENROLLED, generation))
+        {
+            let former = None;
+            return Err(self
+                .give_up(name, former, &netns, &addresses, failing, error.into())
+                .await);
+        }
+        // Whoever called for this tells the kernel half, once for all pods.
+        inner.local.add(&pod);
         inner.write_record(name, &netns, false);
         let phase = Phase::Serving(serving);
         let entry = Entry {
@@ -128,10 +141,7 @@ impl Pods {
         let inner = &self.inner;
         match former {
             Some(former) => {
-                let record = PodRecord {
-                    state: STATE_RELEASED,
-                    generation: former.generation,
-                };
+                let record = record(STATE_RELEASED, former.generation);
                 if let Err(error) = inner.kernel.tables().set_pod(netns.cookie(), record) {
                     tracing::error!(pod = %name, %error, "the pod is neither in nor out of the mesh; enroll it again");
                 }
@@ -194,6 +204,8 @@ impl Inner {
             mesh: Arc::clone(&self.mesh),
             secrets: Arc::clone(&self.secrets),
             telemetry: Arc::clone(&self.telemetry),
+            local: self.local.clone(),
+            same_node: self.settings.same_node,
         });
         let (serving, watch) = drain::channel();
         {
@@ -203,14 +215,20 @@ impl Inner {
             proxy::start(&pod, listeners, &watch, &self.workers);
         }
         let generation = self.next_generation();
-        tables.set_pod(
-            cookie,
-            PodRecord {
-                state: STATE_ENROLLED,
-                generation,
-            },
-        )?;
+        // The programs of the cgroup are there for every pod already: until those of this one hang, its connections
+        // are its own. A pod that was captured before stays captured.
+        let before = tables.pod(cookie).map_or(STATE_RELEASED, |record| record.state);
+        tables.set_pod(cookie, record(before, generation))?;
         Ok((pod, serving, generation))
+    }
+}
+
+/// What the kernel half is to know of a pod; of the mesh it learns later.
+pub(super) fn record(state: u32, enrolment: u32) -> PodRecord {
+    PodRecord {
+        state,
+        enrolment,
+        ..PodRecord::default()
     }
 }
 

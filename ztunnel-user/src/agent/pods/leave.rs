@@ -4,9 +4,9 @@
 use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Result, bail};
-use ztunnel_common::pod::{PodRecord, STATE_RELEASED};
+use ztunnel_common::pod::STATE_RELEASED;
 
-use super::{Entry, Inner, Phase, Pods};
+use super::{Entry, Inner, Phase, Pods, enter::record};
 use crate::{
     bpf, drain,
     node::{self, Netns, PodName, Record},
@@ -51,11 +51,10 @@ impl Pods {
         let Some(entry) = state.entries.get_mut(name).filter(|entry| entry.is_serving()) else {
             return Ok(None);
         };
-        let record = PodRecord {
-            state: STATE_RELEASED,
-            generation: entry.generation,
-        };
+        let record = record(STATE_RELEASED, entry.generation);
         self.inner.kernel.tables().set_pod(entry.netns.cookie(), record)?;
+        self.inner.local.remove(entry.pod.cookie());
+        self.inner.publisher.publish();
         let Phase::Serving(serving) = std::mem::replace(&mut entry.phase, Phase::Released) else {
             bail!("{name} is not served");
         };
@@ -89,6 +88,8 @@ impl Pods {
     /// open would otherwise keep the namespace alive.
     pub(super) async fn bury(&self, name: &PodName, entry: Entry) {
         self.inner.kernel.forget(entry.netns.cookie());
+        self.inner.local.remove(entry.pod.cookie());
+        self.inner.publisher.publish();
         self.inner.kernel.tables().remove_pod(entry.netns.cookie());
         self.inner.remove_record(name);
         for release in &entry.releasing {

@@ -21,14 +21,15 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
+use super::publish::Publisher;
 use crate::{
-    bpf::{Kernel, PodLinks},
+    bpf::{Kernel, PodLinks, Tables},
     config::Settings,
     drain,
     identity::SecretStore,
     mesh::Workload,
     node::{Answer, Netns, PodName, Record, Records, Request},
-    proxy::Pod,
+    proxy::{LocalPods, Pod},
     source::LiveMesh,
     telemetry::Telemetry,
 };
@@ -47,6 +48,8 @@ struct Inner {
     telemetry: Arc<Telemetry>,
     workers: Handle,
     records: Records,
+    local: LocalPods,
+    publisher: Publisher,
     /// Held by whoever moves a pod from one phase to the next, to the end of that: the moves wait for the kernel in
     /// between, and two of one pod would undo each other.
     turn: tokio::sync::Mutex<()>,
@@ -127,6 +130,9 @@ impl Pods {
         } = parts;
         let records = Records::open(&settings.run_dir)
             .with_context(|| format!("opening the records in {}", settings.run_dir.display()))?;
+        let local = LocalPods::default();
+        let publisher = Publisher::new(&settings, kernel.tables(), &mesh, &local)
+            .context("what an earlier node told the kernel cannot be taken back")?;
         let (state, left) = (Mutex::default(), Notify::new());
         let inner = Inner {
             settings,
@@ -136,6 +142,8 @@ impl Pods {
             telemetry,
             workers,
             records,
+            local,
+            publisher,
             turn: tokio::sync::Mutex::default(),
             state,
             left,
@@ -162,6 +170,11 @@ impl Pods {
                 Answer::Refused(format!("{refused:#}"))
             }
         }
+    }
+
+    /// Tells the kernel half of a mesh that has changed.
+    pub fn publish(&self) {
+        self.inner.publisher.publish();
     }
 
     /// Stops serving: open connections, those of released pods too, may go on until the deadline. Pods that are
@@ -221,6 +234,10 @@ impl Pods {
 
     pub(super) fn live_mesh(&self) -> &LiveMesh {
         &self.inner.mesh
+    }
+
+    pub(super) fn tables(&self) -> &Arc<Tables> {
+        self.inner.kernel.tables()
     }
 
     pub(super) fn secrets(&self) -> &SecretStore {

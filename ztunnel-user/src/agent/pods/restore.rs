@@ -35,6 +35,7 @@ impl Pods {
         for record in records {
             self.restore_one(record, "").await;
         }
+        self.publish();
         inner.count_pending();
         Ok(())
     }
@@ -49,6 +50,7 @@ impl Pods {
         for (record, reason) in pending.into_values() {
             self.restore_one(record, &reason).await;
         }
+        self.publish();
         self.inner.count_pending();
     }
 

@@ -6,7 +6,7 @@ use std::fmt::Display;
 use std::io::Write;
 use std::path::Path;
 
-use crate::mesh::service::{IpFamilies, Mode, Service};
+use crate::mesh::service::{IpFamilies, Mode, Service, SessionAffinity};
 use crate::mesh::snapshot::Snapshot;
 use crate::mesh::workload::{HealthStatus, NetworkMode, Protocol, Workload};
 use crate::meshfile::{self, MeshFile, MutualTls, Problem};
@@ -191,6 +191,10 @@ fn service_notes(service: &Service) -> String {
         Mode::Strict => notes.push(format!("only endpoints of the same {}", scopes(service))),
         Mode::Failover => notes.push(format!("prefers endpoints of the same {}", scopes(service))),
         Mode::Passthrough => notes.push("connections go where they were addressed".to_owned()),
+    }
+    match service.session_affinity {
+        None => {}
+        Some(SessionAffinity::ClientIp) => notes.push("a client stays with its endpoint".to_owned()),
     }
     match service.ip_families {
         None | Some(IpFamilies::Dual) => {}

@@ -63,7 +63,7 @@ workloads:
 - {name: a, serviceAccount: sa-a, workloadIps: [10.0.0.1], protocol: HBONE, node: n1, services: [default/s.example]}
 - {name: b, workloadIps: [10.0.0.2], authorizationPolicies: [default/gone]}
 services:
-- {name: s, hostname: s.example, vips: [10.96.0.1], ports: {80: 8080, 81: 81}}
+- {name: s, hostname: s.example, vips: [10.96.0.1], ports: {80: 8080, 81: 81}, sessionAffinity: ClientIP}
 policies:
 - {name: p, action: Deny, rules: [{principals: ['*']}]}
 ",
@@ -72,7 +72,7 @@ policies:
     for expected in [
         "default/a  n1    10.0.0.1   HBONE     spiffe://cluster.local/ns/default/sa/sa-a",
         "default/p, default/gone (unknown: refuses everything)",
-        "default/s.example  10.96.0.1  80→8080, 81  a",
+        "default/s.example  10.96.0.1  80→8080, 81  a          a client stays with its endpoint",
         "default/p, for every workload of namespace default, refuses:\n    - client identity *",
         "mesh.yaml:4:62: warning: workloads[1].authorizationPolicies[0]: policy default/gone is not defined",
     ] {

@@ -12,7 +12,7 @@ use rand::seq::IndexedRandom;
 use thiserror::Error;
 
 use super::address::{Destination, GatewayAddress, canonical};
-use super::balance::{self, Chosen, Purpose};
+use super::balance::{self, Purpose, Target, Wanted};
 use super::name::{NetworkId, ServiceKey, Uid};
 use super::service::{Mode, Service};
 use super::snapshot::Snapshot;
@@ -27,8 +27,33 @@ pub use ztunnel_common::listener::HBONE_PORT;
 pub struct Flow {
     /// The client.
     pub source: Arc<Workload>,
+    /// The address it connects from.
+    pub client: IpAddr,
     /// The address it asked for.
     pub original_dst: SocketAddr,
+    /// The endpoint of the service at that address that was chosen for this connection before, by the kernel at
+    /// connect(). It is kept if it might be chosen now, and says nothing otherwise.
+    pub chosen: Option<SocketAddr>,
+}
+
+impl Flow {
+    /// A service is asked for an endpoint for this connection.
+    fn choose(
+        &self,
+        snapshot: &Snapshot,
+        service: &Service,
+        wanted: &Wanted<'_>,
+        rng: &mut impl rand::Rng,
+    ) -> Option<Target> {
+        // What was chosen is an endpoint of the service that was asked for, not an instance of a waypoint.
+        let chosen = match wanted.purpose {
+            Purpose::Traffic => self
+                .chosen
+                .map(|at| SocketAddr::new(canonical(at.ip()), at.port())),
+            Purpose::Waypoint => None,
+        };
+        balance::choose(snapshot, service, wanted, canonical(self.client), chosen, rng)
+    }
 }
 
 /// Where a connection goes.
@@ -129,21 +154,19 @@ pub fn resolve(snapshot: &Snapshot, flow: &Flow, rng: &mut impl rand::Rng) -> Re
     if let Some(service) = asked_for
         && let Some(waypoint) = sample_waypoint(service, rng)?
     {
-        let hop = find_waypoint(snapshot, waypoint, client, asked.ip(), rng)?;
+        let hop = find_waypoint(snapshot, waypoint, flow, asked.ip(), rng)?;
         return hop.route(client, asked, Some(service.clone()));
     }
 
     let endpoint = match (service, workload) {
         (Some(service), _) if service.mode() != Mode::Passthrough => {
-            let chosen = balance::choose(
-                snapshot,
-                service,
-                asked.port(),
-                client,
-                Purpose::Traffic,
-                asked.ip(),
-                rng,
-            );
+            let wanted = Wanted {
+                from: client.into(),
+                port: asked.port(),
+                purpose: Purpose::Traffic,
+                like: asked.ip(),
+            };
+            let chosen = flow.choose(snapshot, service, &wanted, rng);
             Hop::of_service(
                 service,
                 chosen.ok_or_else(|| nothing_chosen(service, asked.port()))?,
@@ -168,7 +191,7 @@ pub fn resolve(snapshot: &Snapshot, flow: &Flow, rng: &mut impl rand::Rng) -> Re
         && !is_waypoint(snapshot, waypoint, client)
     {
         let service = endpoint.service.clone();
-        let hop = find_waypoint(snapshot, waypoint, client, asked.ip(), rng)?;
+        let hop = find_waypoint(snapshot, waypoint, flow, asked.ip(), rng)?;
         return hop.route(client, asked, service);
     }
     endpoint.direct()
@@ -206,12 +229,12 @@ fn sample_waypoint<'a>(
 
 /// A workload to go to, and the service through which it was found.
 struct Hop {
-    at: Chosen,
+    at: Target,
     service: Option<Arc<Service>>,
 }
 
 impl Hop {
-    fn of_service(service: &Arc<Service>, at: Chosen) -> Self {
+    fn of_service(service: &Arc<Service>, at: Target) -> Self {
         Self {
             at,
             service: Some(service.clone()),
@@ -219,7 +242,7 @@ impl Hop {
     }
 
     fn of_workload(workload: &Arc<Workload>, address: SocketAddr) -> Self {
-        let at = Chosen {
+        let at = Target {
             workload: workload.clone(),
             ip: Some(address.ip()),
             port: address.port(),
@@ -300,10 +323,11 @@ impl Hop {
 fn find_waypoint(
     snapshot: &Snapshot,
     waypoint: &GatewayAddress,
-    client: &Workload,
+    flow: &Flow,
     like: IpAddr,
     rng: &mut impl rand::Rng,
 ) -> Result<Hop, Unroutable> {
+    let client = &*flow.source;
     let port = waypoint.hbone_mtls_port;
     let unknown = || Unroutable::UnknownWaypoint(waypoint.destination.to_string());
     let service = match &waypoint.destination {
@@ -318,7 +342,13 @@ fn find_waypoint(
             }
         },
     };
-    match balance::choose(snapshot, service, port, client, Purpose::Waypoint, like, rng) {
+    let wanted = Wanted {
+        from: client.into(),
+        port,
+        purpose: Purpose::Waypoint,
+        like,
+    };
+    match flow.choose(snapshot, service, &wanted, rng) {
         Some(chosen) => Ok(Hop::of_service(service, chosen)),
         None => Err(Unroutable::NoHealthyUpstream(service.key())),
     }

@@ -31,12 +31,24 @@ impl Mesh {
     }
 
     fn go_from(&self, client: &str, to: &str, rng: &mut StdRng) -> Result<Route, Unroutable> {
+        self.go_on(client, to, None, rng)
+    }
+
+    fn go_on(
+        &self,
+        client: &str,
+        to: &str,
+        chosen: Option<&str>,
+        rng: &mut StdRng,
+    ) -> Result<Route, Unroutable> {
         let source = self.0.workload_named("default", client).unwrap().clone();
         resolve(
             &self.0,
             &Flow {
+                client: source.workload_ips[0],
                 source,
                 original_dst: to.parse().unwrap(),
+                chosen: chosen.map(|chosen| chosen.parse().unwrap()),
             },
             rng,
         )
@@ -245,6 +257,27 @@ fn a_pass_through_range_never_takes_an_enrolled_workload_out_of_its_tunnel() {
 
 // === Which endpoint ===
 
+#[test]
+fn an_endpoint_that_was_chosen_before_is_kept_in_either_form_of_its_address() {
+    let mesh = Mesh::new(
+        "- {name: a, workloadIps: [10.0.0.2], services: [default/s]}
+- {name: b, workloadIps: [10.0.0.3], services: [default/s]}",
+        SERVICE,
+    );
+    for seed in 0..50 {
+        for chosen in ["10.0.0.3:8080", "[::ffff:10.0.0.3]:8080"] {
+            let mut rng = StdRng::seed_from_u64(seed);
+            match mesh
+                .go_on("client", "10.96.0.1:80", Some(chosen), &mut rng)
+                .unwrap()
+            {
+                Route::Tcp(route) => assert_eq!(route.target.to_string(), "10.0.0.3:8080"),
+                Route::Hbone(route) => panic!("{route:?}"),
+            }
+        }
+    }
+}
+
 fn balanced(balancer: &str) -> String {
     format!("- {{name: s, hostname: s, vips: [10.96.0.1], ports: {{80: 80}}, loadBalancer: {balancer}}}")
 }
@@ -428,6 +461,31 @@ fn waypoints_that_all_have_weight_zero_leave_the_plain_one_or_none() {
         refused,
         Unroutable::NoWaypointWeight(ServiceKey::new("default", "s"))
     );
+}
+
+#[test]
+fn an_endpoint_that_was_chosen_before_is_none_of_the_waypoints() {
+    let services = "
+- {name: wp, hostname: wp, ports: {15008: 15008}}
+- {name: s, hostname: s, vips: [10.96.0.1], ports: {80: 80}, waypoint: default/wp}";
+    let workloads = "
+- {name: one, workloadIps: [10.0.0.50], protocol: HBONE, services: [default/wp, default/s]}
+- {name: two, workloadIps: [10.0.0.51], protocol: HBONE, services: [default/wp]}";
+    let mesh = Mesh::new(workloads, services);
+    let mut tunnels = Vec::new();
+    for seed in 0..50 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        match mesh
+            .go_on("client", "10.96.0.1:80", Some("10.0.0.50:15008"), &mut rng)
+            .unwrap()
+        {
+            Route::Hbone(route) if route.to_waypoint => tunnels.push(route.tunnel.ip().to_string()),
+            route => panic!("{route:?}"),
+        }
+    }
+    tunnels.sort();
+    tunnels.dedup();
+    assert_eq!(tunnels, ["10.0.0.50", "10.0.0.51"]);
 }
 
 #[test]

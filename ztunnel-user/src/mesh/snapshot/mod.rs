@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::address::{NetworkAddress, NetworkRange, canonical};
 use super::name::{ClusterId, Hostname, Namespace, NetworkId, NodeName, ServiceKey, TrustDomain, Uid};
-use super::service::{Endpoint, Service};
+use super::service::{Endpoint, Service, Visibility};
 use super::workload::{Protocol, Workload};
 use crate::policy::{Policy, PolicySet};
 
@@ -57,6 +57,7 @@ pub struct Snapshot {
     ranges: Vec<(NetworkRange, Arc<Service>)>,
     by_hostname: HashMap<Hostname, Vec<Arc<Service>>>,
     endpoints: HashMap<ServiceKey, Vec<Endpoint>>,
+    namespace_matters: bool,
 }
 
 impl Default for Snapshot {
@@ -88,6 +89,7 @@ impl SnapshotBuilder {
             ranges: Vec::new(),
             by_hostname: HashMap::new(),
             endpoints: HashMap::new(),
+            namespace_matters: false,
         };
         snapshot.index_services();
         snapshot.index_workloads();
@@ -145,6 +147,13 @@ impl Snapshot {
                 .push(service.clone());
             self.endpoints.insert(service.key(), Vec::new());
         }
+        let private = |service: &Arc<Service>| service.visibility == Visibility::Namespace;
+        let contested = |claimants: &Vec<Arc<Service>>| {
+            claimants
+                .windows(2)
+                .any(|pair| matches!(pair, [a, b] if a.namespace != b.namespace))
+        };
+        self.namespace_matters = self.services.iter().any(private) || self.by_vip.values().any(contested);
     }
 
     fn index_workloads(&mut self) {
@@ -264,6 +273,14 @@ impl Snapshot {
             })
             .map(|(_, service)| service)
         })
+    }
+
+    /// Whether two clients that differ by their namespace alone may find different services at one virtual address,
+    /// or have different ranges: some service is not for all, or an address is claimed from several namespaces.
+    /// (Which of several services a range means may differ even so.)
+    #[must_use]
+    pub fn namespace_matters(&self) -> bool {
+        self.namespace_matters
     }
 
     /// All services of a host name, one per namespace.
