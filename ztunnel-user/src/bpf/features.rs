@@ -23,17 +23,27 @@ pub enum Feature {
     SocketStorage,
     /// Ring buffer (5.8).
     RingBuffer,
-    /// Programs at connect(2) (4.17, CONFIG_CGROUP_BPF), with what ours call there.
-    ConnectHook,
     /// A connect(2) that fails with an error of our choice (`bpf_set_retval`, 5.18).
     SetRetval,
+    /// A process told by its number in a PID namespace (`bpf_get_ns_current_pid_tgid`, in cgroup programs since 6.10).
+    NamespacedPid,
 }
 
-/// Helpers without which a program at connect(2) cannot tell and mark a pod's connection.
-const CONNECT_HELPERS: [(BpfHelper, &str); 3] = [
+/// The programs of the cgroup.
+const CGROUP_PROGRAMS: [(ProgramType, &str); 3] = [
+    (ProgramType::CgroupSockAddr, "connect(2)"),
+    (ProgramType::CgroupSockopt, "setsockopt(2)"),
+    (ProgramType::SockOps, "state changes of sockets"),
+];
+/// What they call at connect(2), except for what they can do without.
+const CONNECT_HELPERS: [(BpfHelper, &str); 4] = [
     (BpfHelper::BPF_FUNC_get_netns_cookie, "bpf_get_netns_cookie"),
     (BpfHelper::BPF_FUNC_sk_storage_get, "bpf_sk_storage_get"),
     (BpfHelper::BPF_FUNC_setsockopt, "bpf_setsockopt"),
+    (
+        BpfHelper::BPF_FUNC_get_current_cgroup_id,
+        "bpf_get_current_cgroup_id",
+    ),
 ];
 
 impl Feature {
@@ -51,34 +61,28 @@ impl Feature {
             Self::SocketHash => map(MapType::SockHash),
             Self::SocketStorage => map(MapType::SkStorage),
             Self::RingBuffer => map(MapType::RingBuf),
-            Self::ConnectHook => Ok(program(ProgramType::CgroupSockAddr)? && missing_helper()?.is_none()),
             Self::SetRetval => has_helper(BpfHelper::BPF_FUNC_set_retval),
+            Self::NamespacedPid => has_helper(BpfHelper::BPF_FUNC_get_ns_current_pid_tgid),
         }
     }
 }
 
-/// Whether the kernel carries programs at connect(2), with what ours need there.
+/// Whether the kernel carries the programs of the cgroup, with what they need.
 ///
 /// # Errors
 /// What it lacks, for a person.
 pub fn connect_hook() -> Result<(), String> {
-    let programs = is_program_supported(ProgramType::CgroupSockAddr).map_err(cannot_try)?;
-    if !programs {
-        return Err("this kernel is built without CONFIG_CGROUP_BPF".to_owned());
-    }
-    match missing_helper()? {
-        None => Ok(()),
-        Some(helper) => Err(format!("this kernel has no {helper} at connect(2)")),
-    }
-}
-
-fn missing_helper() -> Result<Option<&'static str>, String> {
-    for (helper, name) in CONNECT_HELPERS {
-        if !has_helper(helper)? {
-            return Ok(Some(name));
+    for (kind, at) in CGROUP_PROGRAMS {
+        if !is_program_supported(kind).map_err(cannot_try)? {
+            return Err(format!("this kernel has no programs at {at} (CONFIG_CGROUP_BPF)"));
         }
     }
-    Ok(None)
+    for (helper, name) in CONNECT_HELPERS {
+        if !has_helper(helper)? {
+            return Err(format!("this kernel has no {name} at connect(2)"));
+        }
+    }
+    Ok(())
 }
 
 fn has_helper(helper: BpfHelper) -> Result<bool, String> {

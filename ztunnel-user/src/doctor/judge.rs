@@ -196,7 +196,7 @@ fn feature(facts: &Facts, feature: Feature, found: &Result<bool, String>) -> Opt
         },
         Feature::Tcx => return Some(tcx(facts, found)),
         // Told with what they are for.
-        Feature::ConnectHook | Feature::SetRetval => return None,
+        Feature::SetRetval | Feature::NamespacedPid => return None,
     };
     Some(match found {
         Ok(true) => ok(name, "there", means),
@@ -238,13 +238,13 @@ fn steering(facts: &Facts) -> Check {
         Ok(Steering::ConnectHook { root }) => ok(
             name,
             format!("connect hook at {}", root.display()),
-            "connections of pods can be steered at connect(2)",
+            "connections are judged at connect(2); pods of one node can reach each other directly",
         ),
         Ok(Steering::TcOnly { why }) => worse(
             name,
             State::Limited,
             format!("tc only: {why}"),
-            "each packet of a captured connection is turned back on its way out of the pod",
+            "connections are judged when their first packet leaves the pod: no direct path, no refusal at connect(2)",
             "the connect hook needs the machine's cgroup v2 root among the agent's mounts, and CONFIG_CGROUP_BPF",
         ),
         Err(why) => worse(
@@ -257,32 +257,37 @@ fn steering(facts: &Facts) -> Check {
     }
 }
 
+/// What is found of a feature that is told with what it is for.
+fn of(facts: &Facts, feature: Feature) -> Result<bool, String> {
+    let found = facts.features.iter().find(|(one, _)| *one == feature);
+    found.map_or(Ok(false), |(_, found)| found.clone())
+}
+
+fn has_hook(facts: &Facts) -> bool {
+    matches!(facts.steering, Ok(Steering::ConnectHook { .. }))
+}
+
 fn refusal(facts: &Facts) -> Check {
     let name = "refusal";
-    let later = "connect(2) to what is refused succeeds or is reset a step later";
-    let found = facts
-        .features
-        .iter()
-        .find(|(feature, _)| *feature == Feature::SetRetval);
-    match found.map(|(_, found)| found) {
-        Some(Ok(true)) => ok(
-            name,
-            "bpf_set_retval",
-            "connect(2) itself can say why it is refused",
-        ),
-        Some(Err(why)) => worse(
-            name,
-            State::Limited,
-            format!("cannot be tried: {why}"),
-            later,
-            "look at the lines above",
-        ),
-        Some(Ok(false)) | None => worse(
+    let later = "what is refused fails a step later, or with another word";
+    if !has_hook(facts) {
+        return worse(name, State::Limited, "no connect hook", later, "see steering");
+    }
+    match of(facts, Feature::SetRetval) {
+        Ok(true) => ok(name, "bpf_set_retval", "connect(2) itself says why it is refused"),
+        Ok(false) => worse(
             name,
             State::Limited,
             "no bpf_set_retval",
             later,
             "kernel 5.18 or later",
+        ),
+        Err(why) => worse(
+            name,
+            State::Limited,
+            format!("cannot be tried: {why}"),
+            later,
+            "look at the lines above",
         ),
     }
 }
@@ -307,21 +312,42 @@ fn cutting(facts: &Facts) -> Check {
 
 fn kubelet(facts: &Facts) -> Check {
     let name = "kubelet";
-    let means = "its probes can be told from other connections";
-    match &facts.kubelet {
-        KubeletIdentity::Cgroup { id, pid: Some(pid) } => {
-            ok(name, format!("process {pid}, by its cgroup (id {id})"), means)
+    let pass = "its probes pass to apps that refuse plain text";
+    let not = "probes are plaintext connections like others: a policy that refuses plaintext refuses them";
+    let found = match &facts.kubelet {
+        KubeletIdentity::Cgroup { id, pid: Some(pid) } => format!("process {pid}, by its cgroup (id {id})"),
+        KubeletIdentity::Cgroup { id, pid: None } => format!("the named cgroup (id {id})"),
+        KubeletIdentity::Process { pid, .. } => format!("process {pid}, by its number"),
+        KubeletIdentity::None { why } => {
+            return worse(
+                name,
+                State::Limited,
+                format!("none: {why}"),
+                not,
+                "let the agent see the kubelet, or name it with --kubelet; or let policies allow its probes",
+            );
         }
-        KubeletIdentity::Cgroup { id, pid: None } => ok(name, format!("the named cgroup (id {id})"), means),
-        KubeletIdentity::Process { pid, .. } => ok(name, format!("process {pid}, by its number"), means),
-        KubeletIdentity::None { why } => worse(
+    };
+    if !has_hook(facts) {
+        return worse(
             name,
             State::Limited,
-            format!("none: {why}"),
-            "probes are plaintext connections like others: a policy that refuses plaintext refuses them",
-            "let the agent see the kubelet, or name it with --kubelet; or let policies allow its probes",
-        ),
+            format!("{found}; it is recognised at connect(2) only, and there is no hook"),
+            not,
+            "see steering",
+        );
     }
+    let nested = matches!(facts.kubelet, KubeletIdentity::Process { initial: None, .. });
+    if nested && of(facts, Feature::NamespacedPid) != Ok(true) {
+        return worse(
+            name,
+            State::Limited,
+            format!("{found}; this kernel does not tell processes of other PID namespaces by it"),
+            not,
+            "kernel 6.10 or later, or a cgroup of its own, or hostPID for the agent",
+        );
+    }
+    ok(name, found, pass)
 }
 
 fn descriptors(facts: &Facts) -> Check {
@@ -371,7 +397,7 @@ fn mptcp(facts: &Facts) -> Check {
     known(
         "mptcp",
         &found,
-        "a captured MPTCP connection goes on as plain TCP: the proxy does not speak it",
+        "a connection that the proxy carries goes on as plain TCP: it does not speak MPTCP",
     )
 }
 

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// The features that are asked for, in the report's order.
-pub(super) const FEATURES: [Feature; 7] = [
+pub(super) const FEATURES: [Feature; 8] = [
     Feature::SkLookup,
     Feature::Tc,
     Feature::Tcx,
@@ -30,6 +30,7 @@ pub(super) const FEATURES: [Feature; 7] = [
     Feature::SocketStorage,
     Feature::RingBuffer,
     Feature::SetRetval,
+    Feature::NamespacedPid,
 ];
 
 /// Bound of the loopback connection that is cut for a try.
