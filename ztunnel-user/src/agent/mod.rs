@@ -20,7 +20,7 @@ pub use pods::{Pods, PodsParts};
 
 use crate::{
     admin::{self, Admin, Readiness},
-    bpf::{Host, Kernel, Tables, TcMode},
+    bpf::{self, Host, Kernel, Tables, TcMode},
     config::Settings,
     drain,
     identity::{CaClientConfig, SecretStore, SystemClock},
@@ -154,12 +154,8 @@ async fn serve(
 /// Where connections are judged: at connect(), or, where that cannot be, when their first packet leaves the pod. Says
 /// which.
 fn steer(settings: &Settings, kernel: &Kernel) -> Result<Steering> {
-    let hook_as_asked = || Ok(());
-    let steering = Steering::here(
-        settings.connect_hook,
-        settings.cgroup_root.as_deref(),
-        hook_as_asked,
-    )?;
+    let named = settings.cgroup_root.as_deref();
+    let steering = Steering::here(settings.connect_hook, named, bpf::connect_hook)?;
     let steering = match steering {
         Steering::ConnectHook { root } => match kernel.hook(&root) {
             Ok(()) => Steering::ConnectHook { root },

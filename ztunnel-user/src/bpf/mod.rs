@@ -5,6 +5,7 @@
 //! process: while it is down, pods are refused, not released.
 
 mod attach;
+mod features;
 mod hook;
 mod link;
 mod mesh_tables;
@@ -20,6 +21,7 @@ use std::{
 };
 
 pub use attach::{PodLinks, TcMode, detach_filters};
+pub use features::{Feature, connect_hook};
 pub use mesh_tables::MeshTables;
 pub use probe::{Host, HostProblem};
 pub use rights::{DirectGuard, Events, Rights};

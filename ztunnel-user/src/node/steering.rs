@@ -34,7 +34,7 @@ impl Steering {
     ) -> Result<Self, CgroupError> {
         match cgroup_root(named) {
             Err(error) if named.is_some() => Err(error),
-            root => Ok(Self::choose(wanted, root.as_ref(), kernel)),
+            root => Ok(Self::choose(wanted, root, kernel)),
         }
     }
 
@@ -42,12 +42,12 @@ impl Steering {
     /// `kernel` is asked last, and only if all else is well.
     fn choose(
         wanted: ConnectHook,
-        root: Result<&CgroupRoot, &CgroupError>,
+        root: Result<CgroupRoot, CgroupError>,
         kernel: impl FnOnce() -> Result<(), String>,
     ) -> Self {
         let why = match (wanted, root) {
             (ConnectHook::Off, _) => "--connect-hook off".to_owned(),
-            (ConnectHook::Auto, Err(error)) => error.to_string(),
+            (ConnectHook::Auto, Err(error)) => format!("{:#}", anyhow::Error::new(error)),
             (ConnectHook::Auto, Ok(CgroupRoot::SubTree(path))) => format!(
                 "{} is only a part of the machine's cgroups (a cgroup namespace, or a bind mount): bring the \
                  machine's /sys/fs/cgroup into the agent's mounts (a hostPath volume, or `docker run \
@@ -55,7 +55,7 @@ impl Steering {
                 path.display()
             ),
             (ConnectHook::Auto, Ok(CgroupRoot::Whole(path))) => match kernel() {
-                Ok(()) => return Self::ConnectHook { root: path.clone() },
+                Ok(()) => return Self::ConnectHook { root: path },
                 Err(why) => why,
             },
         };
@@ -75,6 +75,10 @@ impl Steering {
 mod tests {
     use super::*;
 
+    fn whole() -> CgroupRoot {
+        CgroupRoot::Whole("/sys/fs/cgroup".into())
+    }
+
     fn why(steering: Steering) -> String {
         match steering {
             Steering::TcOnly { why } => why,
@@ -84,22 +88,20 @@ mod tests {
 
     #[test]
     fn the_hook_is_taken_at_the_whole_root_of_a_kernel_that_has_it() {
-        let whole = CgroupRoot::Whole("/sys/fs/cgroup".into());
-        let steering = Steering::choose(ConnectHook::Auto, Ok(&whole), || Ok(()));
+        let steering = Steering::choose(ConnectHook::Auto, Ok(whole()), || Ok(()));
         let root = PathBuf::from("/sys/fs/cgroup");
         assert_eq!(steering, Steering::ConnectHook { root });
     }
 
     #[test]
     fn whatever_is_missing_is_the_reason() {
-        let whole = CgroupRoot::Whole("/sys/fs/cgroup".into());
         let part = CgroupRoot::SubTree("/sys/fs/cgroup".into());
         let lacking = || Err("CONFIG_CGROUP_BPF is off".to_owned());
         let auto =
             |root, kernel: fn() -> Result<(), String>| why(Steering::choose(ConnectHook::Auto, root, kernel));
-        assert!(auto(Ok(&whole), lacking).contains("CONFIG_CGROUP_BPF"));
-        assert!(auto(Ok(&part), || Ok(())).contains("--cgroup-root"));
-        assert!(auto(Err(&CgroupError::NotMounted), || Ok(())).contains("mount -t cgroup2"));
+        assert!(auto(Ok(whole()), lacking).contains("CONFIG_CGROUP_BPF"));
+        assert!(auto(Ok(part), || Ok(())).contains("--cgroup-root"));
+        assert!(auto(Err(CgroupError::NotMounted), || Ok(())).contains("mount -t cgroup2"));
     }
 
     #[test]
@@ -113,8 +115,7 @@ mod tests {
 
     #[test]
     fn switched_off_is_off_and_the_kernel_is_not_asked() {
-        let whole = CgroupRoot::Whole("/sys/fs/cgroup".into());
-        let steering = Steering::choose(ConnectHook::Off, Ok(&whole), || panic!("asked"));
+        let steering = Steering::choose(ConnectHook::Off, Ok(whole()), || panic!("asked"));
         assert!(why(steering).contains("--connect-hook off"));
     }
 }

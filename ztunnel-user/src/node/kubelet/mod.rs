@@ -177,7 +177,7 @@ fn named_cgroup(path: &Path) -> Result<Kubelet, String> {
                 path.display()
             ));
         }
-        Err(error) => return Err(told(&error)),
+        Err(error) => return Err(format!("{:#}", anyhow::Error::new(error))),
     }
     let id = cgroup_id(path).map_err(|error| format!("cannot look at {}: {error}", path.display()))?;
     let path = path.to_owned();
@@ -189,12 +189,4 @@ fn named_cgroup(path: &Path) -> Result<Kubelet, String> {
 
 fn cgroup_id(path: &Path) -> io::Result<u64> {
     Ok(std::fs::metadata(path)?.ino())
-}
-
-/// An error with what caused it.
-fn told(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
 }

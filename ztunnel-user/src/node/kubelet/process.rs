@@ -43,7 +43,7 @@ impl Processes {
 
     /// The one process that is the node's kubelet; else why there is none.
     pub(super) fn kubelet(&self) -> Result<u32, String> {
-        let (mut found, mut refused) = (Vec::new(), Vec::new());
+        let (mut found, mut refused, mut hidden) = (Vec::new(), Vec::new(), None);
         for pid in self.all()? {
             match self.program(pid) {
                 Ok(Some(name)) if name == NAME => match self.check_kubelet(pid) {
@@ -51,17 +51,20 @@ impl Processes {
                     Err(why) => refused.push(why),
                 },
                 Ok(_) => {}
-                Err(error) => refused.push(format!(
-                    "process {pid} cannot be looked at ({error}): the agent needs CAP_SYS_PTRACE"
-                )),
+                Err(error) => {
+                    hidden.get_or_insert_with(|| {
+                        format!(" (process {pid} cannot be looked at: {error}; CAP_SYS_PTRACE helps)")
+                    });
+                }
             }
         }
         match (found.as_slice(), refused.first()) {
             ([one], _) => Ok(*one),
             ([], Some(why)) => Err(why.clone()),
             ([], None) => Err(format!(
-                "no process called {NAME} is to be seen: in a container the agent needs hostPID; where the kubelet is \
-                 part of another program, name it with --kubelet pid:NUMBER or cgroup:DIRECTORY"
+                "no process called {NAME} is to be seen{}: in a container the agent needs hostPID; where the kubelet \
+                 is part of another program, name it with --kubelet pid:NUMBER or cgroup:DIRECTORY",
+                hidden.unwrap_or_default()
             )),
             (several, _) => Err(format!(
                 "processes {several:?} are all called {NAME}: name one with --kubelet pid:NUMBER or cgroup:DIRECTORY"
@@ -70,7 +73,8 @@ impl Processes {
     }
 
     /// Whether the process is the node's kubelet: called so, root's, in the agent's network namespace, and in the
-    /// mount and PID namespaces of process 1. A container can have the name and share the network, not the rest.
+    /// mount and PID namespaces of process 1, or of the agent itself. A container can have the name and share the
+    /// network, not the rest.
     pub(super) fn check_kubelet(&self, pid: u32) -> Result<(), String> {
         let not = |why: &str| {
             Err(format!(
@@ -88,7 +92,9 @@ impl Processes {
         }
         self.check_network(pid)?;
         for (kind, what) in [("mnt", "mount"), ("pid", "PID")] {
-            if self.namespace(&pid.to_string(), kind)? != self.namespace("1", kind)? {
+            let its = self.namespace(&pid.to_string(), kind)?;
+            let nodes = ["1", "thread-self"].map(|process| self.namespace(process, kind));
+            if !nodes.iter().flatten().any(|namespace| *namespace == its) {
                 return not(&format!("it is in another {what} namespace than process 1"));
             }
         }

@@ -132,6 +132,21 @@ fn a_kubelet_of_another_user_is_not_it() {
 }
 
 #[test]
+fn the_nodes_mounts_are_those_of_process_1_or_the_agents() {
+    let tree = Tree::new();
+    tree.process("30", "/usr/bin/kubelet", &[]);
+    std::fs::remove_dir_all(tree.path("proc/thread-self")).unwrap();
+    tree.process("thread-self", "/usr/bin/ztunnel", &["mnt"]);
+    assert_eq!(tree.processes().kubelet(), Ok(30), "the agent in a container");
+    std::fs::remove_dir_all(tree.path("proc/1")).unwrap();
+    let refused = tree.processes().kubelet().unwrap_err();
+    assert!(refused.contains("another mount namespace"), "{refused}");
+    std::fs::remove_dir_all(tree.path("proc/thread-self")).unwrap();
+    tree.process("thread-self", "/usr/bin/ztunnel", &[]);
+    assert_eq!(tree.processes().kubelet(), Ok(30), "the agent on the node itself");
+}
+
+#[test]
 fn of_two_kubelets_none_is_taken() {
     let tree = Tree::new();
     tree.process("30", "/usr/bin/kubelet", &[]);
