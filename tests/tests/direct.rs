@@ -1,9 +1,5 @@
 //! Pods of one node that reach each other without the proxy: who may, who may not, and what the two apps see.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a helper that fails fails its test"
-)]
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::{
     io::{ErrorKind, Read, Write},
