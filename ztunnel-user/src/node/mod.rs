@@ -5,8 +5,10 @@ mod control;
 mod netns;
 mod plumbing;
 mod record;
+mod sockets;
 
 pub use control::{Answer, Control, ControlError, Request, ask};
 pub use netns::{Netns, NetnsError};
 pub use plumbing::{PlumbingError, lay, local_addresses, take_up};
 pub use record::{PodName, Record, Records};
+pub use sockets::{Connection, Sockets, SocketsError, TcpState};
