@@ -6,6 +6,7 @@
 
 mod dump;
 mod feed;
+mod flows;
 mod pods;
 mod publish;
 
@@ -126,6 +127,7 @@ async fn serve(
         .context("the control socket")?;
     pods.restore().await?;
     pods_restored.done();
+    tokio::spawn(pods.flows().follow());
     tokio::spawn(feed::certificates_ready(
         settings.node.clone(),
         Arc::clone(&mesh),
@@ -157,6 +159,7 @@ fn steer(kernel: &Kernel, connect_hook: bool) -> &'static str {
         .find(|path| path.join("cgroup.controllers").exists());
     let Some(cgroup) = cgroup.filter(|_| connect_hook) else {
         kernel.unhook();
+        forget_connections(kernel);
         return "tc";
     };
     match kernel.hook(cgroup) {
@@ -167,8 +170,16 @@ fn steer(kernel: &Kernel, connect_hook: bool) -> &'static str {
                 error = format!("{error:#}"),
                 "connections are judged when their first packet leaves the pod"
             );
+            forget_connections(kernel);
             "tc"
         }
+    }
+}
+
+/// What an earlier node's hook recorded would never be taken back.
+fn forget_connections(kernel: &Kernel) {
+    if let Err(error) = kernel.tables().rights().forget_connections() {
+        tracing::error!(%error, "connections of an earlier node stay recorded");
     }
 }
 

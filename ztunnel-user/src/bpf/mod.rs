@@ -5,6 +5,7 @@
 //! process: while it is down, pods are refused, not released.
 
 mod attach;
+mod events;
 mod hook;
 mod link;
 mod mesh_tables;
@@ -20,9 +21,10 @@ use std::{
 };
 
 pub use attach::{PodLinks, TcMode, detach_filters};
+pub use events::{Arrivals, Events};
 pub use mesh_tables::MeshTables;
 pub use probe::{Host, HostProblem};
-pub use rights::{DirectGuard, Events, Rights};
+pub use rights::{DirectGuard, Rights};
 pub use tables::{AppDialGuard, Tables, four_tuple};
 use ztunnel_common::ABI_VERSION;
 
