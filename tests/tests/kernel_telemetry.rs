@@ -314,3 +314,34 @@ fn lost_events_are_told_of_and_made_good() {
     assert_eq!(exchange(&stays, " to the end"), b" to the end");
     assert!(becomes_true(SOON, || open_sockets(node) == 0.0));
 }
+
+#[test]
+fn what_a_pod_that_goes_has_open_is_ended_with_it() {
+    let mut mesh = cast("pod_goes").up().unwrap();
+    acquaint(&mesh, 9000);
+    // Held by this process, so that neither end is closed by the pod's own end.
+    let listener = mesh.pod("web").listen(9001).unwrap();
+    drop(mesh.pod("sleep").connect(mesh.pod("web").at(9001)).unwrap());
+    drop(ztunnel_tests::accept(&listener).unwrap());
+    assert!(becomes_true(SOON, || count(mesh.node("n1"), "proxied") == 4));
+    let direct = mesh.pod("sleep").connect(mesh.pod("web").at(9001)).unwrap();
+    let (server, _) = ztunnel_tests::accept(&listener).unwrap();
+    let out = mesh.pod("sleep").connect(mesh.pod("outsider").at(9000)).unwrap();
+    assert!(echoes(&out, "open").unwrap());
+    assert!(becomes_true(SOON, || open_sockets(mesh.node("n1")) == 3.0));
+    mesh.delete_pod("sleep").unwrap();
+    for stream in [&direct, &out, &server] {
+        assert!(matches!(read_end(stream), End::Reset(_)));
+    }
+    let node = mesh.node("n1");
+    for (path, bytes) in [("direct", (0, 0)), ("passthrough", (4, 4))] {
+        let line = line(node, path, "outbound");
+        assert_eq!(line.field("reason"), "drained", "{line:?}");
+        assert_eq!(line.bytes(), bytes, "{line:?}");
+    }
+    assert!(becomes_true(SOON, || open_sockets(node) == 0.0));
+    let flows = node.bpf_dir().join("v2/flows");
+    let dump = ["bpftool", "-j", "map", "dump", "pinned", &flows.to_string_lossy()];
+    let dump = ztunnel_tests::run(None, &dump, SOON).unwrap().ok().unwrap();
+    assert_eq!(dump.trim(), "[]", "nothing of it stays in the maps");
+}

@@ -240,6 +240,11 @@ impl Tables {
         self.counter(counter::EVENTS_LOST)
     }
 
+    /// How many connections found no room in map `flows`, since the maps were made.
+    pub fn flows_untracked(&self) -> u64 {
+        self.counter(counter::FLOWS_UNTRACKED)
+    }
+
     fn counter(&self, index: u32) -> u64 {
         self.counters
             .get(&index, 0)

@@ -76,8 +76,7 @@ impl Flows {
     }
 
     fn opened(&self, state: &mut State, flow: &FlowRecord) {
-        // One that has ended already gets its line from the event that says so.
-        if !state.open.contains_key(&flow.socket) && self.tables.rights().has_flow(flow.socket) {
+        if !state.open.contains_key(&flow.socket) {
             self.track(state, flow);
         }
         self.judge_opened(state, flow);

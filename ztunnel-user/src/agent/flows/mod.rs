@@ -59,14 +59,27 @@ struct State {
     names: HashMap<u64, PodName>,
     /// The socket tables of pods, as they are needed.
     sockets: HashMap<u64, Arc<Sockets>>,
-    lost: Lost,
+    /// As last looked, and as last told.
+    seen: Losses,
+    told: Losses,
 }
 
-/// Lost events, as counted by the kernel.
-#[derive(Default)]
-struct Lost {
-    seen: u64,
-    told: u64,
+/// What the kernel could not tell or keep, as it counts that.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Losses {
+    /// Events.
+    events: u64,
+    /// Connections in map `flows`: nothing will tell of their ends.
+    flows: u64,
+}
+
+impl Losses {
+    fn now(tables: &Tables) -> Self {
+        Self {
+            events: tables.events_lost(),
+            flows: tables.flows_untracked(),
+        }
+    }
 }
 
 impl Flows {
@@ -78,13 +91,11 @@ impl Flows {
         telemetry: &Arc<Telemetry>,
     ) -> Arc<Self> {
         // What an earlier process missed is made good by the first `resync`.
-        let lost = tables.events_lost();
+        let losses = Losses::now(tables);
         let state = State {
             events: tables.rights().events(),
-            lost: Lost {
-                seen: lost,
-                told: lost,
-            },
+            seen: losses,
+            told: losses,
             ..State::default()
         };
         Arc::new(Self {
@@ -140,22 +151,34 @@ impl Flows {
         while self.read(state, BATCH) {}
     }
 
-    /// Tells of lost events when no more are lost, and makes good what they would have told.
+    /// Makes good what was lost, and tells of it when no more is: once for a burst.
     fn look_for_losses(&self) {
-        let now = self.tables.events_lost();
+        let now = Losses::now(&self.tables);
         let mut state = self.lock();
-        let before = state.lost.seen;
-        if now != before {
-            state.lost.seen = now;
-            drop(state);
-            self.resync();
-        } else if state.lost.told != now {
-            let lost = now - state.lost.told;
-            state.lost.told = now;
+        if now == state.told {
+            return;
+        }
+        let over = std::mem::replace(&mut state.seen, now) == now;
+        let told = if over {
+            std::mem::replace(&mut state.told, now)
+        } else {
+            now
+        };
+        drop(state);
+        self.resync();
+        let (lost, untracked) = (now.events - told.events, now.flows - told.flows);
+        if lost > 0 {
             tracing::warn!(
                 lost,
                 "the kernel told of connections faster than they were read: some have no line of their own, or one \
                  with account_lost"
+            );
+        }
+        if untracked > 0 {
+            tracing::error!(
+                untracked,
+                "the kernel carries more connections than map `flows` has room for; they are not accounted for, and \
+                 not cut when policy changes"
             );
         }
     }
@@ -314,7 +337,7 @@ async fn wait(arrivals: Option<&Arrivals>) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// The tuple by which policy judges a connection, and the netns cookie of the client if it is a pod of this node (else

@@ -77,7 +77,6 @@ impl Flows {
         }
         self.forget_names(&mut state);
         if cut > 0 {
-            self.read_all(&mut state);
             let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
             tracing::info!(
                 judged,
@@ -85,6 +84,7 @@ impl Flows {
                 took_us,
                 "open connections are no longer allowed, and cut"
             );
+            self.read_all(&mut state);
         }
     }
 
@@ -179,8 +179,9 @@ impl Flows {
         }
         let (src, dst) = addresses(tuple);
         self.destroy(state, tuple.netns_cookie, dst, src);
-        if subject.source != 0 && !subject.by_proxy {
-            // One that has left the mesh learns it from the other end's reset.
+        // Mostly the reset has reached the client by now. One that has left the mesh is left to it.
+        let client = subject.source != 0 && !subject.by_proxy;
+        if client && subject.sockets.iter().any(|socket| rights.has_flow(*socket)) {
             self.destroy(state, subject.source, src, dst);
         }
     }
