@@ -33,6 +33,8 @@ use crate::{
 
 /// Events that are taken in one go before other tasks have their turn.
 const BATCH: usize = 512;
+/// After events were read, others are let gather for this long: waking up for each of many costs more than reading it.
+const GATHER: Duration = Duration::from_millis(10);
 /// How often is looked whether events were lost: what they told of is made good within this time.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -126,6 +128,7 @@ impl Flows {
             while self.read(&mut self.lock(), BATCH) {
                 tokio::task::yield_now().await;
             }
+            tokio::time::sleep(GATHER).await;
         }
     }
 
