@@ -1,5 +1,5 @@
-//! A mesh on one machine, for tests and for the demonstration: network namespaces as nodes and pods, real links and
-//! routes, the real `ztunnel` processes, real programs as workloads. Described fluently, gone when dropped.
+//! A mesh on one machine, for tests, the demonstration and the benchmark: network namespaces as nodes and pods, real
+//! links and routes, the real `ztunnel` processes, real programs as workloads. Described fluently, gone when dropped.
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
@@ -24,6 +24,7 @@ mod by_hand;
 mod capture;
 mod eventually;
 mod identity;
+mod interrupt;
 mod log;
 mod mesh;
 mod meshfile;
@@ -43,6 +44,7 @@ pub use by_hand::{Answer, CaAnswer, HboneRequest, ask_ca, hbone};
 pub use capture::{Capture, Captured};
 pub use eventually::{SOON, becomes_true, eventually, stays_true};
 pub use identity::{TestIdentity, first_bytes_as};
+pub use interrupt::{end_on_signals, enough};
 pub use log::{LogLine, Metrics, parse_log};
 pub use mesh::Mesh;
 pub use meshfile::{MeshFile, ServiceEntry, WorkloadEntry};

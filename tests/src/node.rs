@@ -75,6 +75,27 @@ impl Node {
         &self.bpf_dir
     }
 
+    /// Where its maps are pinned: the one folder below [`Self::bpf_dir`], named by the version of their layout.
+    #[must_use]
+    pub fn pins(&self) -> PathBuf {
+        let versions = std::fs::read_dir(&self.bpf_dir).expect("the node has pinned its maps");
+        let mut versions = versions.flatten().map(|entry| entry.path());
+        versions.next().expect("there is a version")
+    }
+
+    /// Pods whose programs hang, by their netns cookies in hexadecimal, as they are named below [`Self::pins`].
+    #[must_use]
+    pub fn captured(&self) -> Vec<String> {
+        let links = std::fs::read_dir(self.pins().join("links")).expect("links are pinned");
+        let names = links
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned());
+        // Beside the pods' stand the links at the cgroup, which are for all of them.
+        let mut names: Vec<String> = names.filter(|name| name != "cgroup").collect();
+        names.sort();
+        names
+    }
+
     /// The file that holds all it has written.
     #[must_use]
     pub fn log_path(&self) -> PathBuf {
@@ -123,6 +144,19 @@ impl Node {
     /// A scrape of its metrics.
     pub fn metrics(&self) -> Result<Metrics> {
         Ok(Metrics::parse(&self.http("GET", METRICS, "/metrics")?))
+    }
+
+    /// What its kernel half has counted under this word.
+    pub fn kernel_count(&self, word: &str) -> Result<u64> {
+        let metrics = self.metrics()?;
+        let count = metrics.sum("ztunnel_kernel_counters_total", &[("reason", word)]);
+        // Whole numbers, far below what a float holds exactly.
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "see above"
+        )]
+        Ok(count as u64)
     }
 
     /// Its `/config_dump`.
@@ -177,13 +211,25 @@ impl Node {
         self.await_ready()
     }
 
+    /// Starts its process (again) with one more variable in its environment, and waits until it is ready.
+    pub fn restart_with(&self, key: &str, value: &str) -> Result<()> {
+        drop(self.process().take());
+        self.start_with(&[(key.to_owned(), value.to_owned())])?;
+        self.await_ready()
+    }
+
     pub(crate) fn start(&self) -> Result<()> {
+        self.start_with(&[])
+    }
+
+    fn start_with(&self, more: &[(String, String)]) -> Result<()> {
         let run = self.run.as_ref().context("this mesh is without ztunnel")?;
+        let env: Vec<(String, String)> = run.env.iter().chain(more).cloned().collect();
         let process = Process::start(
             &format!("ztunnel run on {}", self.name),
             Some(&self.netns),
             &run.argv,
-            &run.env,
+            &env,
             &self.log_path(),
         )?;
         *self.process() = Some(process);

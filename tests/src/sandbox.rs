@@ -1,4 +1,5 @@
-//! Everything of one mesh that outlives a process: its unique name, its namespaces, its folder, its BPF pins.
+//! Everything of one mesh that outlives a process: its unique name, its namespaces, its folder, its BPF pins, its
+//! cgroups.
 //! Removed when dropped; what a killed run left is swept by the next one (its lock is free then).
 
 use std::fs::{File, TryLockError};
@@ -13,10 +14,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use nix::unistd::Pid;
 
+use crate::eventually::{SOON, becomes_true};
 use crate::netns::{NETNS_DIR, Netns};
 use crate::process::run_with_input;
 
 const BPFFS: &str = "/sys/fs/bpf";
+/// The root of cgroup v2, alone or beside v1.
+const CGROUPS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 const IP_LIMIT: Duration = Duration::from_secs(20);
 
 /// One mesh's share of the machine.
@@ -185,8 +189,24 @@ fn clear(id: &str, dir: &Path) {
     for name in &names {
         drop(ip_batch(None, &format!("netns del {name}\n")));
     }
+    for root in CGROUPS {
+        remove_cgroups(Path::new(root), &prefix);
+    }
     drop(std::fs::remove_dir_all(bpf_dir(id)));
     drop(std::fs::remove_dir_all(dir));
+}
+
+/// Removes the cgroups in `root` that a test made with our prefix. Their processes are killed already; the kernel lets
+/// go of them a moment later.
+fn remove_cgroups(root: &Path, prefix: &str) {
+    let ours = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with(prefix))
+    };
+    let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
+    for path in entries.map(|entry| entry.path()).filter(ours) {
+        becomes_true(SOON, || std::fs::remove_dir(&path).is_ok());
+    }
 }
 
 /// Kills every process whose network namespace is one of `inodes` (all of them ours).

@@ -111,10 +111,8 @@ fn leftovers(mesh: &Mesh, pod: &str) -> Vec<String> {
         .filter(|at| ![8080, 9000].contains(&at.port()));
     let mut left: Vec<String> = ports.map(|at| format!("listener {at}")).collect();
     // Links are looked for by their pins: not every bpftool knows tcx.
-    let links = mesh.node(pod.node()).bpf_dir().join("v1/links");
-    for link in std::fs::read_dir(links).unwrap() {
-        left.push(format!("links of pod {}", link.unwrap().file_name().display()));
-    }
+    let captured = mesh.node(pod.node()).captured();
+    left.extend(captured.iter().map(|cookie| format!("links of pod {cookie}")));
     let said = |argv: &[&str]| pod.exec(argv).unwrap().ok().unwrap();
     left.extend(
         said(&["ip", "rule"])
@@ -243,12 +241,8 @@ fn a_pod_replaced_by_one_of_the_same_name_is_enrolled_anew() {
     let output = mesh.enroll_as("n2", &path, "default/web").unwrap();
     assert_eq!(output.code(), 0, "{output:?}");
     // Enrolled is captured: the one pod that the node knows is the one whose links it holds.
-    let bpf = mesh.node("n2").bpf_dir().join("v1");
-    let links: Vec<String> = std::fs::read_dir(bpf.join("links"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    let pods = bpf.join("pods");
+    let links = mesh.node("n2").captured();
+    let pods = mesh.node("n2").pins().join("pods");
     let dump = ["bpftool", "-j", "map", "dump", "pinned", pods.to_str().unwrap()];
     let dump = ztunnel_tests::run_with_input(None, &dump, "", SOON)
         .unwrap()

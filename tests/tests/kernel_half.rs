@@ -135,10 +135,11 @@ fn a_device_that_comes_later_is_captured() {
         "ip", "link", "add", "late0", "type", "veth", "peer", "name", "late1",
     ];
     sleep.exec(&batch).unwrap().ok().unwrap();
-    let links = mesh.node("n1").bpf_dir().join("v1/links");
+    let node = mesh.node("n1");
     let captured = || {
-        let pods = std::fs::read_dir(&links).unwrap();
-        let programs = pods.flat_map(|pod| std::fs::read_dir(pod.unwrap().path()).unwrap());
+        let links = node.pins().join("links");
+        let pods = node.captured().into_iter().map(|pod| links.join(pod));
+        let programs = pods.flat_map(|pod| std::fs::read_dir(pod).unwrap());
         let names = programs.map(|program| program.unwrap().file_name());
         names
             .filter(|name| name.display().to_string().starts_with("pod_egress-"))
@@ -155,6 +156,14 @@ fn the_kernel_half_logs_its_decisions_when_asked_and_only_then() {
         .up()
         .unwrap();
     mesh.pod("sleep").get(mesh.pod("web").at(APP), "/").unwrap();
+    mesh.node("n1").await_log("steered to the proxy").unwrap();
+    drop(mesh);
+    let mesh = cast("kernel_log_tc")
+        .node_env("ZTUNNEL_KERNEL_LOG", "true")
+        .node_env("ZTUNNEL_CONNECT_HOOK", "off")
+        .up()
+        .unwrap();
+    mesh.pod("sleep").get(mesh.pod("web").at(APP), "/").unwrap();
     mesh.node("n1").await_log("turned back to the proxy").unwrap();
     drop(mesh);
     let mesh = cast("no_kernel_log").up().unwrap();
@@ -162,7 +171,8 @@ fn the_kernel_half_logs_its_decisions_when_asked_and_only_then() {
     mesh.node("n1")
         .await_access("the request", |line| line.direction() == "outbound")
         .unwrap();
-    assert!(!mesh.node("n1").log_text().contains("turned back"));
+    let text = mesh.node("n1").log_text();
+    assert!(!text.contains("turned back") && !text.contains("steered to"));
 }
 
 #[test]

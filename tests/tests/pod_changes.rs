@@ -31,7 +31,11 @@ fn from_sleep(line: &LogLine) -> bool {
 
 #[test]
 fn a_device_that_takes_another_s_place_is_captured() {
-    let mesh = cast("device").up().unwrap();
+    // The hook at connect() knows no devices; this is about the net below it.
+    let mesh = cast("device")
+        .node_env("ZTUNNEL_CONNECT_HOOK", "off")
+        .up()
+        .unwrap();
     let (node, pod) = (mesh.node("n1").netns(), mesh.pod("sleep"));
     let name = pod.netns().name();
     ip(
@@ -99,7 +103,7 @@ fn what_a_dead_proxy_announced_passes_nobody() {
         vec![0; 4],
     ]
     .concat();
-    let pin = node.bpf_dir().join("v1/app_dials");
+    let pin = node.pins().join("app_dials");
     let mut argv: Vec<String> = [
         "bpftool",
         "map",

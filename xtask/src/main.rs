@@ -3,6 +3,7 @@
 //! A verb makes sure of what it needs by itself (module `setup`), so each one works as the first command
 //! on a fresh machine. It must never do silently what changes the machine: it says so before.
 
+mod bench;
 mod build;
 mod fuzz;
 mod lint;
@@ -34,6 +35,8 @@ enum Verb {
     Build,
     /// Raise a two-node mesh in network namespaces, check it, and stay up to play with
     Run(run::Options),
+    /// Measure what the mesh costs: the same pods enrolled and not, in turn
+    Bench(bench::Options),
     /// Lint, build, unit tests, then the integration tests in network namespaces
     Test(test::Options),
     /// rustfmt, clippy for all crates, module levels, and rules about the source text
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Verb::Setup => setup::everything().map(|()| true),
         Verb::Build => build::verb().map(|()| true),
         Verb::Run(options) => run::verb(&options),
+        Verb::Bench(options) => bench::verb(&options),
         Verb::Test(options) => test::verb(&options),
         Verb::Lint => lint::verb(),
         Verb::Fuzz(options) => fuzz::verb(&options),

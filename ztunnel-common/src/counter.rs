@@ -68,6 +68,8 @@ counters! {
     FLOWS_UNTRACKED = 23, "flows_untracked";
     /// A pod tried to set a mark of the mesh's on a socket, and was refused.
     MARK_REFUSED = 24, "mark_refused";
+    /// A connection of another pod of this node arrived that its proxy carries, and passed to the app.
+    INBOUND_PROXIED = 25, "inbound_proxied";
 }
 
 /// Entries of map `counters`; more than are used, so that adding a word does not change the ABI.

@@ -223,7 +223,7 @@ abi_struct! {
         pub pid_ns_ino: u64,
         /// Its process id, where it has no cgroup of its own; else zero.
         pub pid: u32,
-        /// Zero.
-        pub pad: u32,
+        /// The same in the initial pid namespace, for kernels that know no other here (below 6.10); zero if not known.
+        pub initial_pid: u32,
     }
 }

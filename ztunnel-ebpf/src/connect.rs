@@ -5,6 +5,7 @@
 use aya_ebpf::{
     btf_maps::lpm_trie::Key, helpers::generated::bpf_get_netns_cookie, programs::SockAddrContext,
 };
+use aya_log_ebpf::debug;
 use ztunnel_common::{
     addr::Ip16,
     capture::{SocketTag, TAG_DIRECT, TAG_PASSTHROUGH, TAG_PROXY, TAG_STEERED},
@@ -292,6 +293,11 @@ impl<const V6: bool> App<'_, V6> {
         let marked = self.dialled.mark & !mark::STEER_MASK | mark::STEER;
         if self.dialled.set_mark(self.ctx, marked) {
             bump(counter::CONNECT_STEERED);
+            debug!(
+                self.ctx,
+                "port {}: steered to the proxy",
+                u16::from_be_bytes(self.socket.asked_port)
+            );
         } else {
             // Unmarked it meets `pod_egress`, which turns it back.
             self.socket.tag = 0;

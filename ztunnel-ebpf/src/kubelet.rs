@@ -4,7 +4,10 @@
 
 use aya_ebpf::{
     bindings::bpf_pidns_info,
-    helpers::generated::{bpf_get_current_cgroup_id, bpf_get_ns_current_pid_tgid},
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_get_current_cgroup_id, bpf_get_ns_current_pid_tgid},
+    },
 };
 use ztunnel_common::{capture::TAG_PROBE, mesh::KubeletRecord};
 
@@ -41,8 +44,12 @@ fn is_calling(kubelet: &KubeletRecord) -> bool {
         // SAFETY: the helper takes nothing and gives a number.
         return unsafe { bpf_get_current_cgroup_id() } == kubelet.cgroup;
     }
-    if kubelet.pid == 0 || HAS_NS_PID.load() == 0 {
+    if kubelet.pid == 0 {
         return false;
+    }
+    if HAS_NS_PID.load() == 0 {
+        let caller = (bpf_get_current_pid_tgid() >> 32) as u32;
+        return kubelet.initial_pid != 0 && caller == kubelet.initial_pid;
     }
     let mut ids = bpf_pidns_info { pid: 0, tgid: 0 };
     // SAFETY: the structure is as large as said.

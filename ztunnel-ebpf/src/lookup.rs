@@ -7,7 +7,7 @@ use ztunnel_common::{
     addr::Ip16,
     counter,
     listener::{FAMILY_V4, FAMILY_V6, HBONE_PORT, ListenerKey, ROLE_HBONE, ROLE_OUTBOUND, ROLE_PLAINTEXT},
-    mesh::{DIRECT_PROBE, MESH_NON_MESH_DIRECT},
+    mesh::{DIRECT_APP, DIRECT_PROBE, MESH_NON_MESH_DIRECT},
     pod::{PodIp, PodRecord, STATE_ENROLLED, STATE_RELEASED},
     tuple::FourTuple,
 };
@@ -121,10 +121,10 @@ fn is_authorised(tuple: &FourTuple) -> bool {
         && MESH
             .get(0)
             .is_some_and(|mesh| mesh.generation == right.generation);
-    bump(if current {
-        counter::INBOUND_DIRECT
-    } else {
-        counter::DIRECT_OUTDATED
+    bump(match (current, right.kind) {
+        (false, _) => counter::DIRECT_OUTDATED,
+        (true, DIRECT_APP) => counter::INBOUND_DIRECT,
+        (true, _) => counter::INBOUND_PROXIED,
     });
     current
 }

@@ -32,8 +32,8 @@ pub static POD: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static HAS_SET_RETVAL: Global<u32> = Global::new(0);
 
-/// Whether `bpf_get_ns_current_pid_tgid` may be called at connect() (kernel 6.10): without it a kubelet that has no
-/// cgroup of its own is not recognised.
+/// Whether `bpf_get_ns_current_pid_tgid` may be called at connect() (kernel 6.10): below, a process is told by its
+/// number in the initial pid namespace.
 #[unsafe(no_mangle)]
 pub static HAS_NS_PID: Global<u32> = Global::new(0);
 

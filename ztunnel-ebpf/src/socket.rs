@@ -112,9 +112,9 @@ impl Sender {
     }
 
     #[inline(always)]
-    fn storage(&self) -> Option<&mut SocketTag> {
+    fn storage(&self) -> Option<&SocketTag> {
         // SAFETY: a full socket, not null.
-        unsafe { tag::find(self.0.as_ptr()) }
+        unsafe { tag::find(self.0.as_ptr()) }.map(|entry| &*entry)
     }
 }
 

@@ -29,3 +29,4 @@ pub mod proxy;
 pub mod admin;
 pub mod agent;
 pub mod cli;
+pub mod doctor;

@@ -37,6 +37,7 @@ pub(super) const NETNS: &[Tool] = &[
     tool("curl", "curl", "curl", "curl"),
     tool("python3", "python3", "python3", "python"),
     tool("ps", "procps", "procps-ng", "procps-ng"),
+    tool("setpriv", "util-linux", "util-linux", "util-linux"),
 ];
 
 /// Makes sure that every tool can be started: names what is missing and the command that installs it, and

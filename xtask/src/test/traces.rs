@@ -1,4 +1,4 @@
-//! What a test may leave on the machine: network namespaces, links, pinned BPF objects, processes. The names
+//! What a test may leave on the machine: network namespaces, links, cgroups, pinned BPF objects, processes. The names
 //! that the fixture gives begin with `zt`; processes are those of a `ztunnel` that was built here.
 //!
 //! This module only looks. What was there before the tests is not theirs and not reported, nor is what belongs
@@ -49,6 +49,9 @@ fn here() -> BTreeSet<String> {
         ("network namespace", Path::new("/run/netns")),
         ("link", Path::new("/sys/class/net")),
         ("folder of a mesh", &folders),
+        // The root of cgroup v2, alone or beside v1.
+        ("cgroup", Path::new("/sys/fs/cgroup")),
+        ("cgroup", Path::new("/sys/fs/cgroup/unified")),
     ] {
         traces.extend(ours(dir).map(|name| format!("{kind} {name}")));
     }
@@ -57,7 +60,7 @@ fn here() -> BTreeSet<String> {
         let Some(program) = program_built_here(&pid) else {
             continue;
         };
-        let is_ours = ["ztunnel", "ztunnel-testd"]
+        let is_ours = ["ztunnel", "ztunnel-testd", "ztunnel-bench"]
             .iter()
             .any(|name| program.ends_with(name));
         let orphan = parent(&pid)

@@ -7,6 +7,7 @@
 mod dump;
 mod feed;
 mod flows;
+mod kubelet;
 mod pods;
 mod publish;
 
@@ -20,12 +21,12 @@ pub use pods::{Pods, PodsParts};
 
 use crate::{
     admin::{self, Admin, Readiness},
-    bpf::{Host, Kernel, Tables, TcMode},
+    bpf::{self, Host, Kernel, Tables, TcMode},
     config::Settings,
     drain,
     identity::{CaClientConfig, SecretStore, SystemClock},
     meshfile::Options,
-    node,
+    node::{self, Steering},
     source::{LiveMesh, file, watch},
     telemetry::{Telemetry, log::LogHandle, metrics::KernelCounters},
 };
@@ -35,8 +36,6 @@ use crate::{
 pub struct KernelOptions {
     /// tcx or clsact.
     pub tc: TcMode,
-    /// Judge connections at connect(), where the host can.
-    pub connect_hook: bool,
     /// Log its decisions.
     pub debug: bool,
 }
@@ -94,7 +93,7 @@ async fn serve(
     let tc = kernel_options.tc.word(host.tcx);
     let kernel = Kernel::open(&settings.bpf_dir, kernel_options.tc, kernel_options.debug)?;
     telemetry.watch_kernel(Arc::new(Counted(Arc::clone(kernel.tables()))));
-    let steering = steer(&kernel, kernel_options.connect_hook);
+    let steering = steer(&settings, &kernel)?;
     let secrets = SecretStore::new(ca_config(&settings), Arc::new(SystemClock))?;
 
     let readiness = Readiness::new();
@@ -109,6 +108,10 @@ async fn serve(
         telemetry: Arc::clone(&telemetry),
         workers: workers.clone(),
     })?;
+    let _probes = tokio::spawn(kubelet::follow(
+        settings.kubelet.clone(),
+        Arc::clone(pods.tables()),
+    ));
     let (edges, edge_drain) = drain::channel();
     serve_edges(&settings, log, &pods, &readiness, &telemetry, &stop, &edge_drain).await?;
 
@@ -116,7 +119,7 @@ async fn serve(
         node = settings.node.as_str(),
         kernel = host.kernel,
         tc,
-        steering,
+        steering = steering.word(),
         workers = settings.workers,
         version = env!("CARGO_PKG_VERSION"),
         "starting"
@@ -152,28 +155,29 @@ async fn serve(
 
 /// Where connections are judged: at connect(), or, where that cannot be, when their first packet leaves the pod. Says
 /// which.
-fn steer(kernel: &Kernel, connect_hook: bool) -> &'static str {
-    let cgroup = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
-        .into_iter()
-        .map(std::path::Path::new)
-        .find(|path| path.join("cgroup.controllers").exists());
-    let Some(cgroup) = cgroup.filter(|_| connect_hook) else {
-        kernel.unhook();
-        forget_connections(kernel);
-        return "tc";
-    };
-    match kernel.hook(cgroup) {
-        Ok(()) => "connect",
-        Err(error) => {
-            let error = anyhow::Error::from(error);
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "connections are judged when their first packet leaves the pod"
-            );
-            forget_connections(kernel);
-            "tc"
+fn steer(settings: &Settings, kernel: &Kernel) -> Result<Steering> {
+    let named = settings.cgroup_root.as_deref();
+    let steering = Steering::here(settings.connect_hook, named, bpf::connect_hook)?;
+    let steering = match steering {
+        Steering::ConnectHook { root } => match kernel.hook(&root) {
+            Ok(()) => Steering::ConnectHook { root },
+            Err(error) => Steering::TcOnly {
+                why: format!("{:#}", anyhow::Error::from(error)),
+            },
+        },
+        tc => {
+            kernel.unhook();
+            tc
         }
+    };
+    if let Steering::TcOnly { why } = &steering {
+        tracing::warn!(
+            why,
+            "connections are judged when their first packet leaves the pod: no direct path, no refusal at connect()"
+        );
+        forget_connections(kernel);
     }
+    Ok(steering)
 }
 
 /// What an earlier node's hook recorded would never be taken back.

@@ -35,6 +35,9 @@ use crate::{
     source::LiveMesh,
 };
 
+/// A pod that is served here, and the workload that it is.
+type Served = (Arc<Pod>, Arc<Workload>);
+
 /// Writes the states of the mesh for the kernel half.
 pub(super) struct Publisher {
     tables: Arc<Tables>,
@@ -124,7 +127,7 @@ impl Publisher {
         let generation = self.begin()?;
         // After the number is raised: who decides by an older snapshot names an older number.
         let snapshot = self.mesh.load();
-        let pods: Vec<(Arc<Pod>, Arc<Workload>)> = self
+        let pods: Vec<Served> = self
             .local
             .all()
             .into_iter()
@@ -133,7 +136,7 @@ impl Publisher {
         let is_local = |workload: &Workload| self.local.of(workload).map(|pod| pod.cookie());
         self.write_node(published, &pods)?;
 
-        let mut classes: BTreeMap<ClientClass, Vec<&(Arc<Pod>, Arc<Workload>)>> = BTreeMap::new();
+        let mut classes: BTreeMap<ClientClass, Vec<&Served>> = BTreeMap::new();
         for served in &pods {
             let class = view::class_of(&snapshot, &served.1);
             classes.entry(class).or_default().push(served);
@@ -201,11 +204,7 @@ impl Publisher {
     }
 
     /// The pods of this node, as connections from the node itself find them.
-    fn write_node(
-        &self,
-        published: &mut Published,
-        pods: &[(Arc<Pod>, Arc<Workload>)],
-    ) -> Result<(), BpfError> {
+    fn write_node(&self, published: &mut Published, pods: &[Served]) -> Result<(), BpfError> {
         let addresses = pods
             .iter()
             .flat_map(|(pod, workload)| workload.workload_ips.iter().map(|ip| (*ip, pod.cookie())));
@@ -241,7 +240,7 @@ impl Publisher {
     }
 
     /// Pods that the mesh does not know (any more): the proxy refuses them, by name.
-    fn write_strangers(&self, known: &[(Arc<Pod>, Arc<Workload>)]) -> Result<(), BpfError> {
+    fn write_strangers(&self, known: &[Served]) -> Result<(), BpfError> {
         for pod in self.local.all() {
             if !known.iter().any(|(served, _)| served.cookie() == pod.cookie()) {
                 self.update_pod(pod.cookie(), |record| {

@@ -6,6 +6,7 @@
 
 mod attach;
 mod events;
+mod features;
 mod hook;
 mod link;
 mod mesh_tables;
@@ -22,6 +23,7 @@ use std::{
 
 pub use attach::{PodLinks, TcMode, detach_filters};
 pub use events::{Arrivals, Events};
+pub use features::{Feature, connect_hook};
 pub use mesh_tables::MeshTables;
 pub use probe::{Host, HostProblem};
 pub use rights::{DirectGuard, Rights};

@@ -1,9 +1,14 @@
 //! Finds out whether this host can carry the kernel half, before anything is attached; a host that cannot is
 //! named with what is missing and the way out.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
 
 use aya::util::KernelVersion;
+
+use super::Feature;
 
 /// What is missing on a host.
 #[derive(Debug, thiserror::Error)]
@@ -38,11 +43,6 @@ const OLDEST: KernelVersion = KernelVersion::new(5, 15, 0);
 /// First kernel with tcx links.
 const TCX: KernelVersion = KernelVersion::new(6, 6, 0);
 
-/// First kernel with `bpf_set_retval` in cgroup programs.
-const SET_RETVAL: KernelVersion = KernelVersion::new(5, 18, 0);
-/// First kernel with `bpf_get_ns_current_pid_tgid` in cgroup programs.
-const NS_PID: KernelVersion = KernelVersion::new(6, 10, 0);
-
 /// The running kernel; one that cannot be told counts as the oldest.
 fn running_kernel() -> KernelVersion {
     KernelVersion::current().unwrap_or(KernelVersion::new(0, 0, 0))
@@ -53,14 +53,16 @@ pub(super) fn has_tcx() -> bool {
     running_kernel() >= TCX
 }
 
-/// Whether a refused connect() can say why.
+/// Whether a refused connect() can say why. Tried once; what cannot be tried is not there.
 pub(super) fn has_set_retval() -> bool {
-    running_kernel() >= SET_RETVAL
+    static FOUND: LazyLock<bool> = LazyLock::new(|| Feature::SetRetval.probe().unwrap_or(false));
+    *FOUND
 }
 
-/// Whether a process can be told by its number in a pid namespace.
+/// Whether a process can be told by its number in a pid namespace. As above.
 pub(super) fn has_ns_pid() -> bool {
-    running_kernel() >= NS_PID
+    static FOUND: LazyLock<bool> = LazyLock::new(|| Feature::NamespacedPid.probe().unwrap_or(false));
+    *FOUND
 }
 
 impl Host {
@@ -69,16 +71,24 @@ impl Host {
     /// # Errors
     /// [`HostProblem`]: the first thing that makes enrolment impossible.
     pub fn probe(bpf_dir: &Path) -> Result<Self, HostProblem> {
-        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")
-            .unwrap_or_default()
-            .trim()
-            .to_owned();
-        let version = running_kernel();
-        if version < OLDEST {
-            return Err(HostProblem::Kernel { found: kernel });
+        match Self::problems(bpf_dir).into_iter().next() {
+            Some(problem) => Err(problem),
+            None => Ok(Self {
+                kernel: Self::kernel(),
+                tcx: running_kernel() >= TCX,
+            }),
+        }
+    }
+
+    /// Everything that makes enrolment impossible and can be seen before anything is tried.
+    pub fn problems(bpf_dir: &Path) -> Vec<HostProblem> {
+        let mut problems = Vec::new();
+        if running_kernel() < OLDEST {
+            let found = Self::kernel();
+            problems.push(HostProblem::Kernel { found });
         }
         if !nix::unistd::geteuid().is_root() {
-            return Err(HostProblem::NotPermitted);
+            problems.push(HostProblem::NotPermitted);
         }
         let existing = bpf_dir
             .ancestors()
@@ -87,11 +97,16 @@ impl Host {
         let on_bpffs =
             nix::sys::statfs::statfs(existing).is_ok_and(|fs| fs.filesystem_type().0 == BPF_FS_MAGIC);
         if !on_bpffs {
-            return Err(HostProblem::NoBpfFs(bpf_dir.to_owned()));
+            problems.push(HostProblem::NoBpfFs(bpf_dir.to_owned()));
         }
-        Ok(Self {
-            kernel,
-            tcx: version >= TCX,
-        })
+        problems
+    }
+
+    /// Release of the running kernel, empty if it cannot be read.
+    pub fn kernel() -> String {
+        std::fs::read_to_string("/proc/sys/kernel/osrelease")
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
     }
 }

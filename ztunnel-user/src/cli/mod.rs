@@ -2,6 +2,7 @@
 //! done elsewhere.
 
 pub mod check;
+mod doctor;
 mod enroll;
 mod run;
 pub mod serve;
@@ -38,6 +39,8 @@ enum Command {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Look whether this host can carry a node, and how; exit status 1 if no pod can be enrolled here.
+    Doctor(doctor::DoctorArgs),
     /// Take every program and map of a node that no longer runs off this machine. Its pods leave the mesh.
     Cleanup(enroll::CleanupArgs),
 }
@@ -81,6 +84,7 @@ pub fn main() -> ExitCode {
         Command::Unenroll(args) => block_on(enroll::unenroll(args)),
         Command::Cleanup(args) => block_on(enroll::cleanup(args)),
         Command::Check { file } => return check_file(&file),
+        Command::Doctor(args) => return doctor::doctor(&args),
     };
     match ran {
         Ok(()) => ExitCode::SUCCESS,
@@ -137,6 +141,7 @@ mod tests {
             "ztunnel enroll --netns /run/netns/x --pod default/sleep --run-dir d",
             "ztunnel unenroll --pod default/sleep --run-dir d",
             "ztunnel check f",
+            "ztunnel doctor --json --run-dir d --bpf-dir b --cgroup-root c --connect-hook off --kubelet none",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
         }

@@ -14,9 +14,32 @@ use super::{LogArgs, serve::parse_duration};
 use crate::{
     agent::{self, KernelOptions},
     bpf::TcMode,
-    config::{ADMIN_PORT, METRICS_PORT, NonMesh, READY_PORT, SameNode, Settings, default_workers},
+    config::{
+        ADMIN_PORT, ConnectHook, KubeletSetting, METRICS_PORT, NonMesh, READY_PORT, SameNode, Settings,
+        default_workers,
+    },
     mesh::{ClusterId, NodeName},
 };
+
+/// What the agent is told of its host; `ztunnel doctor` is told the same.
+#[derive(Args, Clone, Debug)]
+pub(super) struct HostArgs {
+    /// Root of the machine's cgroup v2 hierarchy [default: found among the mounts].
+    #[arg(long, env = "ZTUNNEL_CGROUP_ROOT", value_name = "DIR")]
+    pub(super) cgroup_root: Option<PathBuf>,
+    /// Steer at connect(2), where the host can: auto or off.
+    #[arg(
+        long,
+        env = "ZTUNNEL_CONNECT_HOOK",
+        default_value = "auto",
+        value_enum,
+        value_name = "MODE"
+    )]
+    pub(super) connect_hook: ConnectHook,
+    /// Whose probes are the kubelet's: auto, none, pid:NUMBER or cgroup:DIRECTORY.
+    #[arg(long, env = "ZTUNNEL_KUBELET", default_value_t, value_name = "KUBELET")]
+    pub(super) kubelet: KubeletSetting,
+}
 
 #[derive(Args, Clone, Debug)]
 pub(super) struct RunArgs {
@@ -51,6 +74,8 @@ pub(super) struct RunArgs {
         value_name = "DIR"
     )]
     bpf_dir: PathBuf,
+    #[command(flatten)]
+    host: HostArgs,
     /// Cluster of workloads that name none.
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes", value_name = "NAME")]
     cluster_id: String,
@@ -130,7 +155,6 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
     let log = log.init()?;
     let kernel = KernelOptions {
         tc: args.tc_mode,
-        connect_hook: true,
         debug: args.kernel_log,
     };
     agent::run(settings(args)?, kernel, &log)
@@ -158,6 +182,9 @@ fn settings(args: RunArgs) -> anyhow::Result<Settings> {
         same_node: args.same_node,
         non_mesh: args.non_mesh,
         exclude: args.exclude_outbound,
+        cgroup_root: args.host.cgroup_root.map(std::path::absolute).transpose()?,
+        connect_hook: args.host.connect_hook,
+        kubelet: args.host.kubelet,
         ready: or(args.readiness_address, every, READY_PORT),
         metrics: or(args.metrics_address, every, METRICS_PORT),
         admin: or(args.admin_address, Ipv4Addr::LOCALHOST.into(), ADMIN_PORT),

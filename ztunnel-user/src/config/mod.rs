@@ -1,9 +1,12 @@
 //! The settings of a node, complete and checked. Nothing here reads a flag or the environment; `cli` does.
 
+mod host;
+
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use ipnet::IpNet;
 
+pub use self::host::{ConnectHook, KubeletSetting, KubeletSettingError};
 use crate::mesh::{ClusterId, NodeName};
 
 /// Readiness, on every address.
@@ -62,6 +65,12 @@ pub struct Settings {
     pub non_mesh: NonMesh,
     /// Destinations that are never the mesh's affair.
     pub exclude: Vec<IpNet>,
+    /// Root of the cgroup v2 hierarchy; `None`: found among the mounts.
+    pub cgroup_root: Option<PathBuf>,
+    /// Whether connect(2) may be hooked.
+    pub connect_hook: ConnectHook,
+    /// Whose probes are the kubelet's.
+    pub kubelet: KubeletSetting,
     /// Where readiness is answered.
     pub ready: SocketAddr,
     /// Where metrics are answered.

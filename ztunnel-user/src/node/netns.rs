@@ -172,6 +172,14 @@ fn inode_of(file: &File) -> io::Result<(u64, u64)> {
     Ok((meta.dev(), meta.ino()))
 }
 
+/// The cookie of the calling thread's namespace.
+///
+/// # Errors
+/// No socket can be made, or the kernel is older than 5.14.
+pub fn own_cookie() -> io::Result<u64> {
+    cookie_of_this_thread()
+}
+
 fn cookie_of_this_thread() -> io::Result<u64> {
     let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::DGRAM, None)?;
     let mut cookie = 0u64;

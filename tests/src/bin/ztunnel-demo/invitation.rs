@@ -44,7 +44,7 @@ pub(crate) fn print(cast: &Cast) {
         ),
         (
             "its maps",
-            format!("bpftool map dump pinned {}/v1/pods", node.bpf_dir().display()),
+            format!("bpftool map dump pinned {}/pods", node.pins().display()),
         ),
         (
             "the wire",

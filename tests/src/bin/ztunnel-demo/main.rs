@@ -13,17 +13,12 @@ mod stage;
 mod traffic;
 
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
-use ztunnel_tests::{SOON, becomes_true};
+use ztunnel_tests::{SOON, becomes_true, end_on_signals, enough};
 
 use crate::cast::Cast;
 use crate::stage::Stage;
-
-/// Set once somebody wants the demo to end.
-static ENOUGH: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -81,41 +76,6 @@ fn play(cast: &Cast, stage: &mut Stage, once: bool) {
         }
     }
     println!("\ntaking the mesh down ...");
-}
-
-/// Whether Ctrl-C was pressed, or the terminal is gone.
-pub(crate) fn enough() -> bool {
-    ENOUGH.load(Ordering::Relaxed)
-}
-
-/// From here on these signals only raise a flag, so that the mesh is always taken down in order. They are handled,
-/// not blocked: programs started later have them as usual.
-fn end_on_signals() -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .build()?;
-    let entered = runtime.enter();
-    let (mut interrupt, mut terminate, mut hangup) = (
-        signal(SignalKind::interrupt())?,
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::hangup())?,
-    );
-    drop(entered);
-    let main = std::thread::current();
-    std::thread::spawn(move || {
-        runtime.block_on(async {
-            loop {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                    _ = hangup.recv() => {}
-                }
-                ENOUGH.store(true, Ordering::Relaxed);
-                main.unpark();
-            }
-        });
-    });
-    Ok(())
 }
 
 /// Waits for `condition`, unless somebody wants the end.

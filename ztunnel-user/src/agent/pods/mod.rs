@@ -23,7 +23,7 @@ use tokio::{
 
 use super::{flows::Flows, publish::Publisher};
 use crate::{
-    bpf::{Kernel, PodLinks},
+    bpf::{Kernel, PodLinks, Tables},
     config::Settings,
     drain,
     identity::SecretStore,
@@ -242,6 +242,10 @@ impl Pods {
 
     pub(super) fn live_mesh(&self) -> &LiveMesh {
         &self.inner.mesh
+    }
+
+    pub(super) fn tables(&self) -> &Arc<Tables> {
+        self.inner.kernel.tables()
     }
 
     pub(super) fn secrets(&self) -> &SecretStore {

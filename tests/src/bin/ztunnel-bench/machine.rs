@@ -1,0 +1,123 @@
+//! What /proc tells: the machine it runs on, and what a process has used. Read only.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use ztunnel_tests::Netns;
+
+/// Ticks of `utime` and `stime` in a second: USER_HZ, which Linux shows to programs whatever its own clock is
+/// (include/asm-generic/param.h; 100 on every architecture Rust and eBPF have in common).
+const TICKS: u32 = 100;
+
+/// The machine, for the head of a report.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Machine {
+    pub(crate) kernel: String,
+    pub(crate) cpu: String,
+    pub(crate) cores: usize,
+    /// As it is inside a pod.
+    pub(crate) congestion_control: String,
+    /// Average number of runnable tasks in the minute before: much above zero, and something else was running.
+    pub(crate) load_before: f64,
+}
+
+impl Machine {
+    /// Looks now; `pod` is the namespace of any pod, `load_before` what [`load`] said before anything was started.
+    pub(crate) fn look(pod: &Netns, load_before: f64) -> Result<Self> {
+        Ok(Self {
+            kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+            cpu: model(&read("/proc/cpuinfo")?),
+            cores: std::thread::available_parallelism()?.get(),
+            // /proc/sys/net shows the namespace of the thread that looks.
+            congestion_control: pod
+                .inside(|| read("/proc/sys/net/ipv4/tcp_congestion_control"))?
+                .trim()
+                .to_owned(),
+            load_before,
+        })
+    }
+}
+
+/// Average number of runnable tasks in the last minute.
+pub(crate) fn load() -> Result<f64> {
+    let load = read("/proc/loadavg")?;
+    let first = load.split_whitespace().next().and_then(|word| word.parse().ok());
+    first.context("/proc/loadavg holds no number")
+}
+
+/// The first processor's name; not every architecture tells one.
+fn model(cpuinfo: &str) -> String {
+    cpuinfo
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(key, _)| key.trim() == "model name")
+        .map_or_else(|| "unknown CPU".to_owned(), |(_, name)| name.trim().to_owned())
+}
+
+/// Processor time that process `pid` has used since it began, user and system, with its threads that have ended.
+/// In steps of 10 ms.
+pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
+    let stat = read(&format!("/proc/{pid}/stat"))?;
+    let ticks = ticks(&stat).with_context(|| format!("/proc/{pid}/stat is not as proc(5) says: {stat}"))?;
+    Ok(Duration::from_secs(ticks) / TICKS)
+}
+
+/// Fields 14 (utime) and 15 (stime). The name, field 2, is in parentheses and may hold anything.
+fn ticks(stat: &str) -> Option<u64> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let mut fields = after_name.split_whitespace().skip(11);
+    let mut next = || fields.next()?.parse::<u64>().ok();
+    Some(next()? + next()?)
+}
+
+/// Memory of process `pid` that is resident now, in KiB.
+pub(crate) fn resident(pid: u32) -> Result<u64> {
+    let status = read(&format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+    number.with_context(|| format!("/proc/{pid}/status tells no VmRSS: the process has ended"))
+}
+
+fn read(path: &str) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("cannot read {path}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_name_with_spaces_and_parentheses_moves_no_field() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 90 0 0 0 31 11 0 0 20 0 1 0 5 6 7";
+        assert_eq!(ticks(stat), Some(42));
+        assert_eq!(ticks("7 (a) S 1"), None);
+    }
+
+    #[test]
+    fn work_shows_as_time_and_memory() {
+        let me = std::process::id();
+        let (before, from) = (cpu_time(me).unwrap(), Instant::now());
+        let worked = || cpu_time(me).unwrap() > before;
+        // The condition itself is the work.
+        while !worked() && from.elapsed() < Duration::from_secs(10) {}
+        assert!(worked());
+        assert!(resident(me).unwrap() > 100);
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_is_an_error_with_its_path() {
+        // Above the largest possible process id (2^22).
+        let error = format!("{:#}", cpu_time(5_000_000).unwrap_err());
+        assert!(error.contains("/proc/5000000/stat"), "{error}");
+    }
+
+    #[test]
+    fn a_cpu_without_a_name_is_said_to_be_unknown() {
+        assert_eq!(model("processor\t: 0\nmodel name\t: Fast 9000\n"), "Fast 9000");
+        assert_eq!(model("processor\t: 0\n"), "unknown CPU");
+    }
+}

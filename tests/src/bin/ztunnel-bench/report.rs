@@ -1,0 +1,221 @@
+//! What the samples come to: per case and row the figures with their spread, the ratios to the baseline round by
+//! round, and whether the target is met. Holds every raw sample, so that nothing has to be believed.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::case::{Case, Figures};
+use crate::machine::Machine;
+use crate::row::{Bound, Row};
+use crate::stats::{Summary, pairwise, summary};
+use crate::support::LeftOut;
+use crate::usage::NodeUse;
+
+/// One measurement.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Sample {
+    pub(crate) figures: Figures,
+    pub(crate) nodes: Vec<NodeUse>,
+}
+
+/// All samples of one case on one row, by round.
+#[derive(Debug)]
+pub(crate) struct Series {
+    pub(crate) case: &'static Case,
+    pub(crate) row: Row,
+    pub(crate) samples: Vec<Sample>,
+}
+
+/// What one series comes to.
+#[derive(Debug, PartialEq, Serialize)]
+pub(crate) struct Outcome {
+    pub(crate) case: &'static str,
+    pub(crate) row: &'static str,
+    pub(crate) figures: BTreeMap<&'static str, Summary>,
+    pub(crate) ratio: Option<Ratio>,
+    /// Of all nodes of the mesh together; 100 is one core.
+    pub(crate) cpu_percent: Summary,
+    /// Of the node that has most.
+    pub(crate) rss_kib: Summary,
+    pub(crate) samples: Vec<Sample>,
+}
+
+/// The headline figure divided by the baseline's of the same round.
+#[derive(Debug, PartialEq, Serialize)]
+pub(crate) struct Ratio {
+    pub(crate) against: &'static str,
+    pub(crate) pairs: Vec<f64>,
+    pub(crate) summary: Summary,
+    pub(crate) target: Option<Target>,
+}
+
+/// What the median of the ratios must be, and whether it is.
+#[derive(Debug, PartialEq, Serialize)]
+pub(crate) struct Target {
+    pub(crate) bound: Bound,
+    pub(crate) met: bool,
+}
+
+/// Everything there is to tell.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) machine: Machine,
+    /// The binary that was measured.
+    pub(crate) ztunnel: String,
+    /// Complete rounds.
+    pub(crate) rounds: usize,
+    /// Of each measurement.
+    pub(crate) seconds: f64,
+    pub(crate) rows: Vec<Row>,
+    pub(crate) left_out: Vec<LeftOut>,
+    /// By case, then by row.
+    pub(crate) results: Vec<Outcome>,
+}
+
+impl Report {
+    /// Targets met, and those missed as `row case`.
+    pub(crate) fn verdict(&self) -> (usize, Vec<String>) {
+        let (mut met, mut missed) = (0, Vec::new());
+        for outcome in &self.results {
+            match outcome.ratio.as_ref().and_then(|ratio| ratio.target.as_ref()) {
+                Some(target) if target.met => met += 1,
+                Some(_) => missed.push(format!("{} {}", outcome.row, outcome.case)),
+                None => {}
+            }
+        }
+        (met, missed)
+    }
+}
+
+/// Sums up every series; those without samples are left away.
+pub(crate) fn outcomes(all: Vec<Series>) -> Vec<Outcome> {
+    let headlines: Vec<Vec<f64>> = all.iter().map(Series::headlines).collect();
+    let ratios: Vec<Option<Ratio>> = all
+        .iter()
+        .zip(&headlines)
+        .map(|(series, samples)| {
+            let same =
+                |other: &Series| other.case == series.case && Some(other.row.name) == series.row.against;
+            let baseline = all.iter().position(same)?;
+            ratio(series, pairwise(samples, &headlines[baseline]))
+        })
+        .collect();
+    all.into_iter()
+        .zip(ratios)
+        .filter_map(|(series, ratio)| outcome(series, ratio))
+        .collect()
+}
+
+impl Series {
+    fn headlines(&self) -> Vec<f64> {
+        self.figure(self.case.headline().key)
+    }
+
+    fn figure(&self, key: &str) -> Vec<f64> {
+        self.samples
+            .iter()
+            .filter_map(|sample| sample.figures.get(key).copied())
+            .collect()
+    }
+
+    fn of_nodes(&self, sum_up: impl Fn(&[NodeUse]) -> f64) -> Option<Summary> {
+        let values: Vec<f64> = self.samples.iter().map(|sample| sum_up(&sample.nodes)).collect();
+        summary(&values)
+    }
+}
+
+fn ratio(series: &Series, pairs: Vec<f64>) -> Option<Ratio> {
+    let summary = summary(&pairs)?;
+    let target = series.row.target(series.case.name).map(|bound| Target {
+        bound,
+        met: bound.holds(summary.median),
+    });
+    Some(Ratio {
+        against: series.row.against?,
+        pairs,
+        summary,
+        target,
+    })
+}
+
+fn outcome(series: Series, ratio: Option<Ratio>) -> Option<Outcome> {
+    let figures = series.case.load.figures().iter();
+    let figures = figures.filter_map(|figure| Some((figure.key, summary(&series.figure(figure.key))?)));
+    Some(Outcome {
+        case: series.case.name,
+        row: series.row.name,
+        figures: figures.collect(),
+        ratio,
+        cpu_percent: series.of_nodes(|nodes| nodes.iter().map(|node| node.cpu_percent).sum())?,
+        rss_kib: series.of_nodes(|nodes| nodes.iter().map(|node| node.rss_kib).max().unwrap_or(0) as f64)?,
+        samples: series.samples,
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::case::CASES;
+    use crate::row::ROWS;
+
+    /// Series of `case` on `row` whose headline figure has these values.
+    pub(crate) fn series(case: &str, row: &str, values: &[f64]) -> Series {
+        let case = CASES.iter().find(|known| known.name == case).unwrap();
+        let row = *ROWS.iter().find(|known| known.name == row).unwrap();
+        let node = |name: &str, cpu_percent, rss_kib| NodeUse {
+            node: name.to_owned(),
+            cpu_percent,
+            rss_kib,
+        };
+        let samples = values.iter().map(|&value| Sample {
+            figures: case
+                .load
+                .figures()
+                .iter()
+                .map(|figure| (figure.key.to_owned(), value))
+                .collect(),
+            nodes: vec![node("n1", 40.0, 20_480), node("n2", 30.0, 10_240)],
+        });
+        Series {
+            case,
+            row,
+            samples: samples.collect(),
+        }
+    }
+
+    #[test]
+    fn a_target_is_judged_by_the_median_of_the_pairs() {
+        // The medians alone say 12 to 10: missed. Round by round it is 1.09, 1.1, 1.0.
+        let outcomes = outcomes(vec![
+            series("rtt-64", "plain-near", &[11.0, 20.0, 10.0]),
+            series("rtt-64", "same-node", &[12.0, 22.0, 10.0]),
+        ]);
+        let ratio = outcomes[1].ratio.as_ref().unwrap();
+        assert_eq!(ratio.against, "plain-near");
+        assert_eq!(ratio.pairs.len(), 3);
+        assert!((ratio.summary.median - 12.0 / 11.0).abs() < 1e-9, "{ratio:?}");
+        assert!(ratio.target.as_ref().unwrap().met, "{ratio:?}");
+        assert_eq!(outcomes[0].ratio, None);
+    }
+
+    #[test]
+    fn a_baseline_is_one_of_the_same_case() {
+        let outcomes = outcomes(vec![
+            series("rtt-64", "plain-near", &[1.0]),
+            series("bulk-1", "plain-near", &[10.0]),
+            series("bulk-1", "same-node", &[5.0]),
+        ]);
+        let ratio = outcomes[2].ratio.as_ref().unwrap();
+        assert_eq!(ratio.pairs, [0.5]);
+        assert!(!ratio.target.as_ref().unwrap().met);
+    }
+
+    #[test]
+    fn processor_time_adds_up_over_nodes_and_memory_does_not() {
+        let outcomes = outcomes(vec![series("connect", "hbone", &[3.0, 4.0])]);
+        assert_eq!(outcomes[0].cpu_percent.median, 70.0);
+        assert_eq!(outcomes[0].rss_kib.max, 20_480.0);
+        assert_eq!(outcomes[0].samples.len(), 2);
+    }
+}

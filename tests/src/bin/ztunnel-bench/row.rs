@@ -1,0 +1,304 @@
+//! The rows: ways from a client to a server, each with how its mesh is set up, what it is compared with, and the
+//! ratio it must reach. A new way is one more entry of [`ROWS`].
+
+use std::collections::HashSet;
+
+use anyhow::{Result, ensure};
+use serde::Serialize;
+
+/// A mesh of its own is raised for each set-up that is measured. All of them are up at the same time, so that what
+/// is compared is measured in turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct Setup {
+    /// Environment of every `ztunnel run`.
+    pub(crate) node_env: &'static [(&'static str, &'static str)],
+    /// Lines of the mesh file's entry of each enrolled pod.
+    pub(crate) workload: &'static [&'static str],
+}
+
+/// `ztunnel run` as it is without a word of ours.
+const DEFAULT: Setup = Setup {
+    node_env: &[],
+    workload: &[],
+};
+/// Pods of one node by way of the proxy, in plain text.
+const PROXIED: Setup = Setup {
+    node_env: &[("SAME_NODE", "proxy")],
+    workload: &[],
+};
+const SPLICED: Setup = Setup {
+    node_env: &[("SAME_NODE", "proxy")],
+    workload: &["splice: true"],
+};
+
+/// One end of a way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct Spot {
+    /// The node it is on.
+    pub(crate) node: &'static str,
+    pub(crate) pod: Kind,
+}
+
+/// Which of its pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Kind {
+    Enrolled,
+    /// Not even in the mesh file.
+    Outside,
+    /// One more like that.
+    Twin,
+}
+
+/// The nodes of every mesh.
+pub(crate) const NODES: [&str; 2] = ["n1", "n2"];
+
+const fn enrolled(node: &'static str) -> Spot {
+    Spot {
+        node,
+        pod: Kind::Enrolled,
+    }
+}
+
+const fn outside(node: &'static str) -> Spot {
+    Spot {
+        node,
+        pod: Kind::Outside,
+    }
+}
+
+const fn twin(node: &'static str) -> Spot {
+    Spot {
+        node,
+        pod: Kind::Twin,
+    }
+}
+
+/// What a ratio must not exceed, or must reach.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Bound {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Bound {
+    pub(crate) fn holds(self, ratio: f64) -> bool {
+        match self {
+            Self::AtMost(most) => ratio <= most,
+            Self::AtLeast(least) => ratio >= least,
+        }
+    }
+}
+
+/// One way.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    /// For people.
+    pub(crate) about: &'static str,
+    pub(crate) setup: Setup,
+    pub(crate) client: Spot,
+    pub(crate) server: Spot,
+    /// The row above it that each of its samples is divided by.
+    pub(crate) against: Option<&'static str>,
+    /// By case, what the median of those ratios must be.
+    pub(crate) targets: &'static [(&'static str, Bound)],
+}
+
+/// All ways. A round measures them in this order, so each stands close behind what it is compared with.
+pub(crate) const ROWS: &[Row] = &[
+    Row {
+        name: "plain-near",
+        about: "two pods of one node, neither enrolled",
+        setup: DEFAULT,
+        client: outside("n1"),
+        server: outside("n1"),
+        against: None,
+        targets: &[],
+    },
+    Row {
+        name: "same-node",
+        about: "two pods of one node, both enrolled",
+        setup: DEFAULT,
+        client: enrolled("n1"),
+        server: enrolled("n1"),
+        against: Some("plain-near"),
+        targets: &[
+            ("rtt-64", Bound::AtMost(1.1)),
+            ("bulk-1", Bound::AtLeast(0.9)),
+            ("bulk-4", Bound::AtLeast(0.9)),
+            ("connect", Bound::AtLeast(0.85)),
+        ],
+    },
+    Row {
+        name: "same-node-proxied",
+        about: "two pods of one node, both enrolled, in plain text through the proxy",
+        setup: PROXIED,
+        client: enrolled("n1"),
+        server: enrolled("n1"),
+        against: Some("plain-near"),
+        targets: &[],
+    },
+    Row {
+        name: "spliced",
+        about: "as same-node-proxied, the kernel carries the bytes after the hand-over",
+        setup: SPLICED,
+        client: enrolled("n1"),
+        server: enrolled("n1"),
+        against: Some("same-node-proxied"),
+        targets: &[("rtt-64", Bound::AtMost(0.65))],
+    },
+    Row {
+        name: "control",
+        about: "two more pods like those of plain-near: what is not 1 here is chance",
+        setup: DEFAULT,
+        client: twin("n1"),
+        server: twin("n1"),
+        against: Some("plain-near"),
+        targets: &[],
+    },
+    Row {
+        name: "plain-far",
+        about: "pods of two nodes, neither enrolled",
+        setup: DEFAULT,
+        client: outside("n1"),
+        server: outside("n2"),
+        against: None,
+        targets: &[],
+    },
+    Row {
+        name: "non-mesh-egress",
+        about: "from an enrolled pod to a pod of the other node that the mesh does not know",
+        setup: DEFAULT,
+        client: enrolled("n1"),
+        server: outside("n2"),
+        against: Some("plain-far"),
+        targets: &[("bulk-1", Bound::AtLeast(0.95)), ("bulk-4", Bound::AtLeast(0.95))],
+    },
+    Row {
+        name: "hbone",
+        about: "pods of two nodes, both enrolled: mutual TLS between the nodes",
+        setup: DEFAULT,
+        client: enrolled("n1"),
+        server: enrolled("n2"),
+        against: Some("plain-far"),
+        targets: &[],
+    },
+];
+
+impl Row {
+    /// What its ratio in `case` must be.
+    pub(crate) fn target(&self, case: &str) -> Option<Bound> {
+        self.targets
+            .iter()
+            .find(|(name, _)| *name == case)
+            .map(|&(_, bound)| bound)
+    }
+}
+
+/// The rows whose names contain `text`, and what they are compared with, in order.
+pub(crate) fn chosen(text: &str) -> Result<Vec<Row>> {
+    let mut wanted: HashSet<&str> = HashSet::new();
+    // From below, as a baseline stands above the rows that need it, and may have one itself.
+    for row in ROWS.iter().rev() {
+        if row.name.contains(text) || wanted.contains(row.name) {
+            wanted.insert(row.name);
+            wanted.extend(row.against);
+        }
+    }
+    let names: Vec<&str> = ROWS.iter().map(|row| row.name).collect();
+    ensure!(
+        !wanted.is_empty(),
+        "no row has `{text}` in its name; there are {}",
+        names.join(", ")
+    );
+    Ok(ROWS
+        .iter()
+        .copied()
+        .filter(|row| wanted.contains(row.name))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::case::CASES;
+
+    #[test]
+    fn a_row_stands_below_what_it_is_compared_with() {
+        for (index, row) in ROWS.iter().enumerate() {
+            let above: Vec<&str> = ROWS[..index].iter().map(|row| row.name).collect();
+            assert!(!above.contains(&row.name), "{} is there twice", row.name);
+            assert!(
+                row.against.is_none_or(|name| above.contains(&name)),
+                "{}",
+                row.name
+            );
+        }
+    }
+
+    #[test]
+    fn a_target_is_for_a_case_that_exists_and_a_row_that_is_compared() {
+        for row in ROWS {
+            assert!(row.targets.is_empty() || row.against.is_some(), "{}", row.name);
+            for (case, _) in row.targets {
+                assert!(
+                    CASES.iter().any(|known| known.name == *case),
+                    "{}: {case}",
+                    row.name
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_brings_its_baseline_and_the_baseline_of_that() {
+        let names = |text| -> Vec<&str> { chosen(text).unwrap().iter().map(|row| row.name).collect() };
+        assert_eq!(names("hbone"), ["plain-far", "hbone"]);
+        assert_eq!(names("spliced"), ["plain-near", "same-node-proxied", "spliced"]);
+        assert_eq!(names("").len(), ROWS.len());
+        let error = chosen("nothing").unwrap_err().to_string();
+        assert!(
+            error.contains("`nothing`") && error.contains("same-node"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_document_names_every_row_case_and_target() {
+        let document = include_str!("../../../../docs/performance.md");
+        for row in ROWS {
+            assert!(
+                document.contains(&format!("\n| `{}` |", row.name)),
+                "{}",
+                row.name
+            );
+            for (case, bound) in row.targets {
+                let bound = match bound {
+                    Bound::AtMost(most) => format!("at most {most}"),
+                    Bound::AtLeast(least) => format!("at least {least}"),
+                };
+                let line = |line: &&str| {
+                    line.starts_with(&format!("| `{}` |", row.name))
+                        && line.ends_with(&format!("| {bound} |"))
+                };
+                let found = document.lines().find(line);
+                assert!(
+                    found.is_some_and(|line| line.contains(&format!("`{case}`"))),
+                    "{}: {case} {bound}",
+                    row.name
+                );
+            }
+        }
+        for case in CASES {
+            assert!(document.contains(&format!("`{}`", case.name)), "{}", case.name);
+        }
+    }
+
+    #[test]
+    fn a_bound_includes_its_own_value() {
+        assert!(Bound::AtMost(1.1).holds(1.1) && !Bound::AtMost(1.1).holds(1.11));
+        assert!(Bound::AtLeast(0.9).holds(0.9) && !Bound::AtLeast(0.9).holds(0.89));
+    }
+}

@@ -1,0 +1,196 @@
+//! The report as text for a terminal: one block per case, one line per row. Shows what the report says and judges
+//! nothing itself.
+
+use std::fmt::Write;
+
+use crate::case::{CASES, Case};
+use crate::report::{Outcome, Report};
+use crate::row::Bound;
+use crate::stats::Summary;
+
+/// The whole report, lines of at most 120 columns.
+pub(crate) fn text(report: &Report) -> String {
+    let mut text = format!("{}\n", head(report));
+    for row in &report.rows {
+        let against = row.against.map(|name| format!("; against {name}"));
+        let against = against.unwrap_or_default();
+        line(
+            &mut text,
+            format_args!("  {:<18}{}{against}", row.name, row.about),
+        );
+    }
+    for out in &report.left_out {
+        line(
+            &mut text,
+            format_args!("  {:<18}not measured: {}", out.row, out.why),
+        );
+    }
+    for case in CASES {
+        let outcomes: Vec<&Outcome> = report
+            .results
+            .iter()
+            .filter(|one| one.case == case.name)
+            .collect();
+        if !outcomes.is_empty() {
+            block(&mut text, case, &outcomes);
+        }
+    }
+    let (met, missed) = report.verdict();
+    line(
+        &mut text,
+        format_args!("\ntargets: {met} met, {} missed", missed.len()),
+    );
+    for name in missed {
+        line(&mut text, format_args!("  missed: {name}"));
+    }
+    text
+}
+
+fn head(report: &Report) -> String {
+    let machine = &report.machine;
+    format!(
+        "machine: Linux {}, {} cores ({}), congestion control {}, load {:.2} before\n\
+         rounds: {}, each measurement {} s; ztunnel: {}",
+        machine.kernel,
+        machine.cores,
+        machine.cpu,
+        machine.congestion_control,
+        machine.load_before,
+        report.rounds,
+        report.seconds,
+        report.ztunnel
+    )
+}
+
+/// Writing to a String cannot fail.
+fn line(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+    let _infallible = writeln!(text, "{arguments}");
+}
+
+fn block(text: &mut String, case: &Case, outcomes: &[&Outcome]) {
+    let figures = case.load.figures();
+    let mut titles = format!("  {:<18}{:>10} {:>17}", "", figures[0].title, "min .. max");
+    for figure in &figures[1..] {
+        let _infallible = write!(titles, "{:>10}", figure.title);
+    }
+    let _infallible = write!(
+        titles,
+        "  {:<34}{:>6}{:>9}",
+        "ratio (min .. max), target", "CPU", "RSS"
+    );
+    line(text, format_args!("\n{}: {}\n{titles}", case.name, case.title));
+    for outcome in outcomes {
+        row(text, case, outcome);
+    }
+}
+
+fn row(text: &mut String, case: &Case, outcome: &Outcome) {
+    let figures = case.load.figures();
+    let number = |value: f64, digits: usize| format!("{value:.digits$}");
+    let mut cells = format!("  {:<18}", outcome.row);
+    for (index, figure) in figures.iter().enumerate() {
+        let Some(summary) = outcome.figures.get(figure.key) else {
+            continue;
+        };
+        let _infallible = write!(cells, "{:>10}", number(summary.median, figure.digits));
+        if index == 0 {
+            let spread = format!(
+                "{} .. {}",
+                number(summary.min, figure.digits),
+                number(summary.max, figure.digits)
+            );
+            let _infallible = write!(cells, " {spread:>17}");
+        }
+    }
+    let cpu = format!("{:.0} %", outcome.cpu_percent.median);
+    let rss = format!("{:.0} MiB", outcome.rss_kib.max / 1024.0);
+    line(
+        text,
+        format_args!("{cells}  {:<34}{cpu:>6}{rss:>9}", compared(outcome)),
+    );
+}
+
+fn compared(outcome: &Outcome) -> String {
+    let Some(ratio) = &outcome.ratio else {
+        return String::new();
+    };
+    let Summary { median, min, max } = ratio.summary;
+    let mut text = format!("{median:.2}x ({min:.2} .. {max:.2})");
+    if let Some(target) = &ratio.target {
+        let bound = match target.bound {
+            Bound::AtMost(most) => format!("<= {most}"),
+            Bound::AtLeast(least) => format!(">= {least}"),
+        };
+        let verdict = if target.met { "met" } else { "MISSED" };
+        let _infallible = write!(text, " {bound} {verdict}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Machine;
+    use crate::report::outcomes;
+    use crate::report::tests::series;
+    use crate::row::ROWS;
+    use crate::support::LeftOut;
+
+    fn report() -> Report {
+        Report {
+            machine: Machine {
+                kernel: "6.1".to_owned(),
+                cpu: "Fast 9000".to_owned(),
+                cores: 2,
+                congestion_control: "cubic".to_owned(),
+                load_before: 0.5,
+            },
+            ztunnel: "/b/ztunnel".to_owned(),
+            rounds: 3,
+            seconds: 0.6,
+            rows: ROWS[..2].to_vec(),
+            left_out: vec![LeftOut {
+                row: "spliced",
+                why: "too old".to_owned(),
+            }],
+            results: outcomes(vec![
+                series("rtt-64", "plain-near", &[10.0, 11.0, 12.0]),
+                series("rtt-64", "same-node", &[20.0, 22.0, 24.0]),
+                series("connect", "plain-near", &[12_000.0, 10_000.0, 11_000.0]),
+                series("connect", "same-node", &[11_000.0, 9_000.0, 10_000.0]),
+            ]),
+        }
+    }
+
+    #[test]
+    fn a_line_tells_the_median_the_spread_the_ratio_and_the_verdict() {
+        let text = text(&report());
+        let find = |start: &str, block: &str| {
+            let block = text.split("\n\n").find(|part| part.starts_with(block)).unwrap();
+            block.lines().find(|line| line.trim().starts_with(start)).unwrap()
+        };
+        let words = |line: &str| {
+            line.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(
+            words(find("same-node", "rtt-64")),
+            "same-node 22.0 20.0 .. 24.0 22.0 22.0 2.00x (2.00 .. 2.00) <= 1.1 MISSED 70 % 20 MiB"
+        );
+        assert_eq!(
+            words(find("same-node", "connect")),
+            "same-node 10000 9000 .. 11000 0.91x (0.90 .. 0.92) >= 0.85 met 70 % 20 MiB"
+        );
+        assert!(
+            text.contains("targets: 1 met, 1 missed\n  missed: same-node rtt-64\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("spliced           not measured: too old\n"),
+            "{text}"
+        );
+        assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
+    }
+}

@@ -1,0 +1,86 @@
+//! What the `ztunnel run` processes of a mesh have used while something was measured. Their part of the kernel's
+//! work that runs in other programs' names (packets, eBPF) is not in it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use ztunnel_tests::{Mesh, Node};
+
+use crate::field::tail;
+use crate::machine;
+
+/// One process at one time.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    node: String,
+    cpu: Duration,
+    rss_kib: u64,
+    at: Instant,
+}
+
+/// What one node used for one measurement.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct NodeUse {
+    pub(crate) node: String,
+    /// Of one core: 100 is one core all the time.
+    pub(crate) cpu_percent: f64,
+    /// Resident at the end of it.
+    pub(crate) rss_kib: u64,
+}
+
+/// Reads all nodes of `mesh`, in its order.
+pub(crate) fn read(mesh: &Mesh) -> Result<Vec<Reading>> {
+    mesh.nodes().iter().map(read_node).collect()
+}
+
+fn read_node(node: &Node) -> Result<Reading> {
+    let pid = node.pid()?;
+    let gone = || {
+        format!(
+            "`ztunnel run` on {} is gone: {}",
+            node.name(),
+            tail(&node.log_text())
+        )
+    };
+    Ok(Reading {
+        node: node.name().to_owned(),
+        rss_kib: machine::resident(pid).with_context(gone)?,
+        cpu: machine::cpu_time(pid).with_context(gone)?,
+        at: Instant::now(),
+    })
+}
+
+/// What was used between two readings of the same mesh.
+pub(crate) fn between(before: &[Reading], after: &[Reading]) -> Vec<NodeUse> {
+    let used = |(before, after): (&Reading, &Reading)| {
+        let (cpu, time) = (after.cpu.saturating_sub(before.cpu), after.at - before.at);
+        NodeUse {
+            node: after.node.clone(),
+            cpu_percent: 100.0 * cpu.as_secs_f64() / time.as_secs_f64(),
+            rss_kib: after.rss_kib,
+        }
+    };
+    before.iter().zip(after).map(used).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_a_core_is_fifty_percent() {
+        let from = Instant::now();
+        let reading = |cpu, rss_kib, at| Reading {
+            node: "n1".to_owned(),
+            cpu: Duration::from_millis(cpu),
+            rss_kib,
+            at,
+        };
+        let before = [reading(2_000, 10, from)];
+        let after = [reading(2_300, 30, from + Duration::from_millis(600))];
+        let used = between(&before, &after);
+        assert!((used[0].cpu_percent - 50.0).abs() < 1e-9, "{used:?}");
+        assert_eq!(used[0].rss_kib, 30);
+    }
+}
