@@ -1,5 +1,5 @@
 //! What is told of connections that the kernel carries: the same as of those that the proxy does.
-#![expect(clippy::unwrap_used, reason = "tests panic")]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "tests panic")]
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
@@ -40,6 +40,9 @@ fn acquaint(mesh: &Mesh, port: u16) {
         assert_eq!(line.field("path"), "proxied", "{line:?}");
     }
 }
+
+/// Ends a connection, of which it gets the client's end and the server's.
+type Ending = fn(TcpStream, TcpStream);
 
 /// Sends `text` to an echo server, and FIN; what came back until its FIN.
 fn exchange(mut stream: &TcpStream, text: &str) -> Vec<u8> {
@@ -124,7 +127,7 @@ fn bytes_are_payload_whoever_ends_first_and_however() {
     // The proxy's, for a start.
     drop(pair());
     assert!(becomes_true(SOON, || count(node, "proxied") == 2));
-    let ends: [(&str, fn(TcpStream, TcpStream)); 4] = [
+    let ends: [(&str, Ending); 4] = [
         ("the client closes first", |client, server| {
             drop(client);
             assert_eq!(read_end(&server), End::Closed(b"question".to_vec()));

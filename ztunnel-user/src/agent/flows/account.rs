@@ -128,7 +128,9 @@ impl Flows {
                 let (_, dst) = ends(flow);
                 Err(CloseReason::ConnectFailed.with(format!("{dst}: no connection was made")))
             }
-            (None, _) => Err(CloseReason::Reset.into()),
+            (None, _) => Err(self
+                .cut_by_proxy(state, flow, open.connection())
+                .unwrap_or_else(|| CloseReason::Reset.into())),
         };
         open.finish(event, end);
     }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use ztunnel_common::{
-    flow::{FlowRecord, INBOUND, PATH_DIRECT, PATH_PASSTHROUGH},
+    flow::{FlowRecord, INBOUND, PATH_DIRECT, PATH_PASSTHROUGH, PATH_PROXIED},
     mesh::{DIRECT_APP, DIRECT_PROXY, DirectRecord},
     tuple::FourTuple,
 };
@@ -23,6 +23,7 @@ use crate::{
     policy::Facts,
     proxy,
     reason::{CloseDetail, CloseReason},
+    telemetry::Connection,
 };
 
 /// A connection that policy speaks about, by whatever is known of it.
@@ -105,6 +106,22 @@ impl Flows {
         if let Some(Err(refusal)) = self.judge(state, &snapshot, &tuple, &subject, opens) {
             self.cut(state, &tuple, &subject, &refusal);
         }
+    }
+
+    /// Why the proxy has reset a connection that it dialled to a pod, if the mesh as it is now is the reason: it is
+    /// often faster than we are.
+    pub(super) fn cut_by_proxy(
+        &self,
+        state: &State,
+        flow: &FlowRecord,
+        known: Option<&Connection>,
+    ) -> Option<CloseDetail> {
+        let (tuple, source) = judged(flow).filter(|_| flow.path == PATH_PROXIED)?;
+        let mut subject = Subject::default();
+        subject.add(flow, source);
+        subject.was = known.and_then(|known| known.source.identity.clone());
+        let snapshot = self.mesh.load();
+        self.judge(state, &snapshot, &tuple, &subject, false)?.err()
     }
 
     /// Every connection that policy speaks about: of each that was told of, and of each that the maps know.
