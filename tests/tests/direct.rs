@@ -285,15 +285,25 @@ fn an_app_that_binds_to_another_address_of_its_pod_is_judged_by_that_address() {
         .ok()
         .unwrap();
     drop(direct(&mesh, mesh.pod("web").at(ECHO)));
-    let before = count(node, "direct_not_recorded");
-    let bound: SocketAddr = ([10, 244, 1, 77], 0).into();
+    // Routes choose the address after connect() was judged.
+    let route = "route replace default via 169.254.1.1 dev eth0 onlink src 10.244.1.77";
+    let argv: Vec<&str> = std::iter::once("ip").chain(route.split(' ')).collect();
+    sleep.exec(&argv).unwrap().ok().unwrap();
+    let stream = sleep.connect(mesh.pod("web").at(ECHO)).unwrap();
+    assert_eq!(stream.local_addr().unwrap().ip().to_string(), "10.244.1.77");
+    assert!(echoes(&stream, "turned back to the proxy").unwrap());
+    assert_eq!(count(node, "direct_not_recorded"), 1);
+
+    // The app chose it before. By now the verdict is for the other one.
+    let steered = count(node, "connect_steered");
+    let bound = SocketAddr::new(sleep.ip(), 0);
     let stream = sleep
         .connect_with(mesh.pod("web").at(ECHO), IO_LIMIT, |socket| {
             socket.bind(&bound.into())
         })
         .unwrap();
     assert!(echoes(&stream, "through the proxy").unwrap());
-    assert_eq!(count(node, "direct_not_recorded"), before + 1);
+    assert_eq!(count(node, "connect_steered"), steered + 1);
 }
 
 #[test]

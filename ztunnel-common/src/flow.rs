@@ -5,7 +5,7 @@ use crate::{abi::abi_struct, addr::Ip16};
 
 abi_struct! {
     /// Value of map `flows`, keyed by the socket's cookie (u64): an open connection that the kernel carries.
-    pub struct FlowRecord: 104 {
+    pub struct FlowRecord: 112 {
         /// Netns cookie of the pod for which it is reported.
         pub pod: u64,
         /// Netns cookie of the pod at the other end, if it is one of this node that proved to be it; else zero.
@@ -34,6 +34,9 @@ abi_struct! {
         pub generation: u64,
         /// Cookie of the socket, which is the key too: a reader of events needs it.
         pub socket: u64,
+        /// What the kernel had counted as received when the peer acknowledged the pod's FIN: whether the peer's own FIN
+        /// is in the last count shows only by comparison.
+        pub received_by_fin: u64,
     }
 }
 
@@ -53,7 +56,7 @@ pub const OUTBOUND: u32 = 2;
 
 abi_struct! {
     /// What ring buffer `events` holds.
-    pub struct FlowEvent: 144 {
+    pub struct FlowEvent: 152 {
         /// One of the `EVENT_*` constants.
         pub kind: u32,
         /// With [`EVENT_CLOSED`] and [`EVENT_REFUSED`]: one of the `END_*` constants.

@@ -235,7 +235,9 @@ impl<const V6: bool> App<'_, V6> {
         };
         // SAFETY: the record is only replaced whole by the agent.
         let verdict = match unsafe { VERDICTS.get(key) } {
-            Some(verdict) if verdict.generation == mesh.generation => verdict.action,
+            Some(verdict) if verdict.generation == mesh.generation && self.may_be(verdict.source_ip) => {
+                verdict.action
+            }
             _ => return self.steer(endpoint),
         };
         match verdict {
@@ -256,6 +258,13 @@ impl<const V6: bool> App<'_, V6> {
             }
             _ => self.steer(endpoint),
         }
+    }
+
+    /// Whether the connection may come from this address: a socket that is not bound takes it, if routes say no other
+    /// (which `flow` will see).
+    #[inline(always)]
+    fn may_be(&self, source: Ip16) -> bool {
+        self.dialled.bound.is_unspecified() || self.dialled.bound == source
     }
 
     /// A service that leads nowhere. Without a way to say "refused" the proxy says it.

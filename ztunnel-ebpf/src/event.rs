@@ -79,6 +79,7 @@ pub fn refused(pod: u64, socket: &SocketTag, peer: u64, end: u32) {
         opened_ns: now(),
         generation: 0,
         socket: 0,
+        received_by_fin: 0,
     };
     tell(EVENT_REFUSED, end, &flow, NOTHING);
 }

@@ -44,8 +44,11 @@ const AF_INET: u32 = 2;
 const TCP_ESTABLISHED: u32 = 1;
 const TCP_SYN_SENT: u32 = 2;
 const TCP_SYN_RECV: u32 = 3;
+const TCP_FIN_WAIT2: u32 = 5;
 const TCP_CLOSE: u32 = 7;
 const TCP_CLOSE_WAIT: u32 = 8;
+const TCP_LAST_ACK: u32 = 9;
+const TCP_CLOSING: u32 = 11;
 const TCP_NEW_SYN_RECV: u32 = 12;
 
 /// One callback.
@@ -112,15 +115,17 @@ fn direct(ctx: &SockOpsContext, entry: &mut SocketTag) {
         pad: 0,
     };
     let as_judged = judged && ends.remote == entry.dst && ends.remote_port == entry.dst_port;
-    if !as_judged
-        || !track(ctx, &outgoing(ctx, entry, &ends, PATH_DIRECT))
-        || DIRECT.insert(tuple, right, 0).is_err()
-    {
-        // `pod_egress` turns it back to the proxy.
-        bump(counter::DIRECT_NOT_RECORDED);
-        return;
+    let flow = outgoing(ctx, entry, &ends, PATH_DIRECT);
+    if as_judged && track(ctx, &flow) {
+        if DIRECT.insert(tuple, right, 0).is_ok() {
+            entry.flags |= FLAG_RECORDED;
+            return;
+        }
+        // The proxy will carry it, and account for it.
+        let _ = FLOWS.remove(flow.socket);
     }
-    entry.flags |= FLAG_RECORDED;
+    // `pod_egress` turns it back to the proxy.
+    bump(counter::DIRECT_NOT_RECORDED);
 }
 
 /// Tells the proxy which endpoint was chosen for the connection that it is about to get.
@@ -256,41 +261,90 @@ fn accepted(ctx: &SockOpsContext) {
         opened_ns: event::now(),
         generation,
         socket: socket_cookie(ctx),
+        received_by_fin: 0,
     };
     track(ctx, &flow);
     event::tell(EVENT_OPENED, END_ORDERLY, &flow, NOTHING);
 }
 
-/// The connection is about to end: its last account, and nothing of it stays in the maps.
+/// The connection changes its state. When it is about to end: its last account, and nothing of it stays in the maps.
 #[inline(always)]
 fn state(ctx: &SockOpsContext) {
     let (last_state, state) = (ctx.arg(0), ctx.arg(1));
-    if state != TCP_CLOSE {
+    if state != TCP_CLOSE && state != TCP_FIN_WAIT2 {
+        return;
+    }
+    let key = socket_cookie(ctx);
+    let counted = Counted::read(ctx);
+    if state == TCP_FIN_WAIT2 {
+        if let Some(flow) = FLOWS.get_ptr_mut(key) {
+            // SAFETY: a value of the map; for this socket it is written by this program alone.
+            unsafe { (*flow).received_by_fin = counted.received };
+        }
         return;
     }
     forget_right(ctx);
-    let key = socket_cookie(ctx);
     // SAFETY: the record is written by this program alone, before and after, for this socket.
     let Some(flow) = (unsafe { FLOWS.get(key) }) else {
         return;
     };
-    let raw: *const bpf_sock_ops = ctx.ops;
-    // SAFETY: the context is valid for the run of the program; the field is read at its full width.
-    let sent = unsafe { core::ptr::read_volatile(&raw const (*raw).bytes_acked) };
-    // SAFETY: as above.
-    let received = unsafe { core::ptr::read_volatile(&raw const (*raw).bytes_received) };
     let end = match last_state {
         TCP_SYN_SENT => END_CONNECT_FAILED,
         TCP_ESTABLISHED | TCP_CLOSE_WAIT | TCP_SYN_RECV | TCP_NEW_SYN_RECV => END_RESET,
         _ => END_ORDERLY,
     };
-    let account = Account {
-        sent,
-        received,
-        last_state,
-    };
-    event::tell(EVENT_CLOSED, end, flow, account);
+    event::tell(EVENT_CLOSED, end, flow, counted.payload(flow, last_state));
     let _ = FLOWS.remove(key);
+}
+
+/// What the kernel has counted of a socket. SYN and FIN, which have a sequence number each, are in it.
+struct Counted {
+    acked: u64,
+    received: u64,
+    /// All that was sent is acknowledged.
+    all_acked: bool,
+}
+
+impl Counted {
+    #[inline(always)]
+    fn read(ctx: &SockOpsContext) -> Self {
+        let raw: *const bpf_sock_ops = ctx.ops;
+        macro_rules! field {
+            ($field:ident) => {
+                // SAFETY: the context is valid for the run of the program; the field is read at its full width.
+                unsafe { core::ptr::read_volatile(&raw const (*raw).$field) }
+            };
+        }
+        let (acked, received) = (field!(bytes_acked), field!(bytes_received));
+        let (next, unacked) = (field!(snd_nxt), field!(snd_una));
+        Self {
+            acked,
+            received,
+            all_acked: next == unacked,
+        }
+    }
+
+    /// The payload alone. Only who connects has its SYN counted: a server's socket is made after it.
+    #[inline(always)]
+    fn payload(&self, flow: &FlowRecord, last_state: u32) -> Account {
+        let syn = flow.direction == OUTBOUND;
+        let our_fin = match last_state {
+            TCP_FIN_WAIT2 => true,
+            TCP_LAST_ACK | TCP_CLOSING => self.all_acked,
+            _ => false,
+        };
+        let their_fin = match last_state {
+            TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING => true,
+            // Either their FIN has just come, or the socket is given up for a smaller one that waits for it.
+            TCP_FIN_WAIT2 => self.received > flow.received_by_fin,
+            _ => false,
+        };
+        Account {
+            sent: self.acked.saturating_sub(u64::from(syn) + u64::from(our_fin)),
+            received: self.received.saturating_sub(u64::from(their_fin)),
+            last_state,
+        }
+    }
 }
 
 /// The client's socket ends, and with it the right of its tuple.
@@ -334,6 +388,7 @@ fn outgoing(ctx: &SockOpsContext, entry: &SocketTag, ends: &Ends, path: u32) -> 
         opened_ns: event::now(),
         generation: entry.generation,
         socket: socket_cookie(ctx),
+        received_by_fin: 0,
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Dialled<const V6: bool> {
     pub ip: Ip16,
     /// Network byte order.
     pub port: [u8; 2],
+    /// The address that the socket is bound to; unspecified if to none.
+    pub bound: Ip16,
     /// The socket's mark.
     pub mark: u32,
 }
@@ -62,11 +64,28 @@ impl<const V6: bool> Dialled<V6> {
         }
         // SAFETY: a full socket may be read; `mark` is u32 in the context layout.
         let mark = unsafe { core::ptr::read_volatile(&raw const (*socket).mark) };
+        macro_rules! own {
+            ($($field:tt)+) => {
+                // SAFETY: as above.
+                unsafe { core::ptr::read_volatile(&raw const (*socket).$($field)+) }
+            };
+        }
+        let bound = if V6 {
+            Ip16::from_words([
+                own!(src_ip6[0]),
+                own!(src_ip6[1]),
+                own!(src_ip6[2]),
+                own!(src_ip6[3]),
+            ])
+        } else {
+            Ip16::from_words([0, 0, 0xffff_u32.to_be(), own!(src_ip4)])
+        };
         let [a, b, _, _] = port.to_ne_bytes();
         Some(Self {
             socket,
             ip,
             port: [a, b],
+            bound,
             mark,
         })
     }

@@ -87,6 +87,8 @@ close_reasons! {
     Drained = "drained", None;
     /// The running connection is no longer allowed.
     PolicyChanged = "policy_changed", Deny;
+    /// The connection has ended, and what the kernel told of its end was lost.
+    AccountLost = "account_lost", None;
     /// The pod left the mesh.
     Unenrolled = "unenrolled", None;
     /// A fault of this program.
@@ -95,10 +97,11 @@ close_reasons! {
 
 impl CloseReason {
     /// Whether the mesh failed the connection. A reset by one of its two ends did not: programs that close
-    /// that way are common, so it is logged with its reason and not counted as a failure.
+    /// that way are common, so it is logged with its reason and not counted as a failure. Nor did we fail one of
+    /// which we only lost the account.
     #[must_use]
     pub const fn is_failure(self) -> bool {
-        !matches!(self, Self::Reset)
+        !matches!(self, Self::Reset | Self::AccountLost)
     }
 
     /// This reason with what is known about this one case.
@@ -295,11 +298,11 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_is_not_a_failure_of_the_mesh() {
+    fn neither_a_reset_nor_a_lost_account_is_a_failure_of_the_mesh() {
         let not_failures: Vec<_> = CloseReason::ALL
             .iter()
             .filter(|reason| !reason.is_failure())
             .collect();
-        assert_eq!(not_failures, [&CloseReason::Reset]);
+        assert_eq!(not_failures, [&CloseReason::Reset, &CloseReason::AccountLost]);
     }
 }

@@ -6,6 +6,7 @@
 
 mod dump;
 mod feed;
+mod flows;
 mod kubelet;
 mod pods;
 mod publish;
@@ -129,6 +130,7 @@ async fn serve(
         .context("the control socket")?;
     pods.restore().await?;
     pods_restored.done();
+    tokio::spawn(pods.flows().follow());
     tokio::spawn(feed::certificates_ready(
         settings.node.clone(),
         Arc::clone(&mesh),
@@ -173,8 +175,16 @@ fn steer(settings: &Settings, kernel: &Kernel) -> Result<Steering> {
             why,
             "connections are judged when their first packet leaves the pod: no direct path, no refusal at connect()"
         );
+        forget_connections(kernel);
     }
     Ok(steering)
+}
+
+/// What an earlier node's hook recorded would never be taken back.
+fn forget_connections(kernel: &Kernel) {
+    if let Err(error) = kernel.tables().rights().forget_connections() {
+        tracing::error!(%error, "connections of an earlier node stay recorded");
+    }
 }
 
 /// A connection takes two descriptors, and all pods share the process's: shells and service managers give it 1024 of

@@ -5,6 +5,7 @@
 //! process: while it is down, pods are refused, not released.
 
 mod attach;
+mod events;
 mod features;
 mod hook;
 mod link;
@@ -21,10 +22,11 @@ use std::{
 };
 
 pub use attach::{PodLinks, TcMode, detach_filters};
+pub use events::{Arrivals, Events};
 pub use features::{Feature, connect_hook};
 pub use mesh_tables::MeshTables;
 pub use probe::{Host, HostProblem};
-pub use rights::{DirectGuard, Events, Rights};
+pub use rights::{DirectGuard, Rights};
 pub use tables::{AppDialGuard, Tables, four_tuple};
 use ztunnel_common::ABI_VERSION;
 

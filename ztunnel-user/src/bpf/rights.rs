@@ -8,7 +8,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{HashMap, MapData, RingBuf},
+    maps::{HashMap, MapData},
 };
 use ztunnel_common::{
     flow::FlowRecord,
@@ -18,12 +18,13 @@ use ztunnel_common::{
 
 use super::{
     BpfError, Tables,
+    events::Events,
     mesh_tables::clear,
     tables::{failed, lock, take},
 };
 
-/// The ring buffer of events. There is one reader.
-pub type Events = RingBuf<MapData>;
+/// `BPF_EXIST`: only what is there is replaced.
+const REPLACE: u64 = 2;
 
 /// The maps of rights and of open connections.
 pub struct Rights {
@@ -41,7 +42,7 @@ impl Rights {
             direct: Mutex::new(take(object, "direct")?),
             choices: Mutex::new(take(object, "choices")?),
             flows: Mutex::new(take(object, "flows")?),
-            events: Mutex::new(Some(take(object, "events")?)),
+            events: Mutex::new(Some(Events::new(take(object, "events")?))),
         })
     }
 
@@ -81,6 +82,15 @@ impl Rights {
         Ok(())
     }
 
+    /// Forgets every connection and its right. For when no program tells of their ends: they would stay for ever.
+    ///
+    /// # Errors
+    /// A map cannot be read or changed.
+    pub fn forget_connections(&self) -> Result<(), BpfError> {
+        clear(&self.direct, "direct")?;
+        clear(&self.flows, "flows")
+    }
+
     /// Every connection that passes to an app, and by what right.
     pub fn direct(&self) -> Vec<(FourTuple, DirectRecord)> {
         lock(&self.direct).iter().filter_map(Result::ok).collect()
@@ -99,6 +109,11 @@ impl Rights {
         lock(&self.direct)
             .insert(tuple, right, 0)
             .map_err(failed("direct", "insert"))
+    }
+
+    /// Says by what right a connection passes, if it still does: nothing is let pass that was taken back meanwhile.
+    pub fn renew_direct(&self, tuple: &FourTuple, right: DirectRecord) {
+        let _ = lock(&self.direct).insert(tuple, right, REPLACE);
     }
 
     /// Lets a connection pass no more.

@@ -231,16 +231,24 @@ impl Tables {
 
     /// What the kernel half did, by word, summed over the CPUs.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        counter::ALL
-            .iter()
-            .map(|&(index, word)| {
-                let sum = self
-                    .counters
-                    .get(&index, 0)
-                    .map_or(0, |values| values.iter().sum());
-                (word, sum)
-            })
-            .collect()
+        let all = counter::ALL.iter();
+        all.map(|&(index, word)| (word, self.counter(index))).collect()
+    }
+
+    /// How many events of connections were lost, since the maps were made.
+    pub fn events_lost(&self) -> u64 {
+        self.counter(counter::EVENTS_LOST)
+    }
+
+    /// How many connections found no room in map `flows`, since the maps were made.
+    pub fn flows_untracked(&self) -> u64 {
+        self.counter(counter::FLOWS_UNTRACKED)
+    }
+
+    fn counter(&self, index: u32) -> u64 {
+        self.counters
+            .get(&index, 0)
+            .map_or(0, |values| values.iter().sum())
     }
 }
 

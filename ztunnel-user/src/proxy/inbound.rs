@@ -22,7 +22,7 @@ use crate::{
     mesh::Workload,
     policy::{Facts, Permit},
     reason::{CloseDetail, CloseReason},
-    telemetry::{Connection, Direction, Peer},
+    telemetry::{Connection, Direction, FlowPath, Peer},
     tls,
 };
 
@@ -37,7 +37,8 @@ pub(super) async fn serve(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
         client,
         original_dst,
     } = captured;
-    let connection = Connection::new(Direction::Inbound, client, original_dst);
+    let mut connection = Connection::new(Direction::Inbound, client, original_dst);
+    connection.path = FlowPath::Hbone;
     let secured = async {
         let workload = pod.workload()?;
         let certificate = pod
@@ -107,6 +108,7 @@ impl Handler for Tunnel {
 
     fn malformed(&self, error: &RequestError) {
         let mut connection = Connection::new(Direction::Inbound, self.client, self.local);
+        connection.path = FlowPath::Hbone;
         connection.source.identity = Some(self.peer.id().clone());
         self.pod
             .telemetry

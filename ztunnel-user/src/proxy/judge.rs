@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::Pod;
 use crate::{
-    mesh::Workload,
+    mesh::{Snapshot, Workload},
     policy::{self, DryRunMatch, Facts, Permit},
     reason::{CloseDetail, CloseReason},
 };
@@ -26,7 +26,7 @@ pub(super) struct Judged {
 pub(super) fn judge(pod: &Arc<Pod>, facts: Facts) -> Result<(Permit, Judged), CloseDetail> {
     // Before the snapshot is read: a change in between then counts as one after.
     let changes = pod.mesh.subscribe();
-    let permit = decide(pod, &facts)?;
+    let permit = decide(pod, &pod.mesh.load(), &facts)?;
     note_dry_run(pod, permit.dry_run());
     Ok((
         permit,
@@ -46,20 +46,42 @@ impl Judged {
                 // The mesh is only given up with the process, which drains.
                 return std::future::pending().await;
             }
-            if let Err(refusal) = decide(&self.pod, &self.facts) {
-                let changed = CloseReason::PolicyChanged.with(refusal.to_string());
-                return match refusal.policy() {
-                    Some(policy) => changed.by_policy(policy),
-                    None => changed,
-                };
+            if let Err(refusal) = decide(&self.pod, &self.pod.mesh.load(), &self.facts) {
+                return no_longer(&refusal);
             }
         }
     }
 }
 
-fn decide(pod: &Pod, facts: &Facts) -> Result<Permit, CloseDetail> {
-    let snapshot = pod.mesh.load();
-    let workload: Arc<Workload> = pod.workload_in(&snapshot).ok_or_else(|| {
+/// Judges a connection to the pod that the kernel carries, by one snapshot. With `opens` it is a new one, and policies
+/// in dry run that match it are told of.
+///
+/// # Errors
+/// The refusal, as that of a connection which was allowed before.
+pub fn judge_carried(pod: &Pod, snapshot: &Snapshot, facts: &Facts, opens: bool) -> Result<(), CloseDetail> {
+    let permit = decide(pod, snapshot, facts).map_err(|refusal| no_longer(&refusal))?;
+    if opens {
+        note_dry_run(pod, permit.dry_run());
+    }
+    Ok(())
+}
+
+/// Why the kernel refused a connection to the pod, by one snapshot; `None` if that allows it.
+pub fn why_refused(pod: &Pod, snapshot: &Snapshot, facts: &Facts) -> Option<CloseDetail> {
+    decide(pod, snapshot, facts).err()
+}
+
+/// A refusal of a connection that is open.
+fn no_longer(refusal: &CloseDetail) -> CloseDetail {
+    let changed = CloseReason::PolicyChanged.with(refusal.to_string());
+    match refusal.policy() {
+        Some(policy) => changed.by_policy(policy),
+        None => changed,
+    }
+}
+
+fn decide(pod: &Pod, snapshot: &Snapshot, facts: &Facts) -> Result<Permit, CloseDetail> {
+    let workload: Arc<Workload> = pod.workload_in(snapshot).ok_or_else(|| {
         CloseReason::UnknownDestination.with(format!("pod {} is not in the mesh", pod.name))
     })?;
     policy::decide(snapshot.policies(), &workload, facts).map_err(|denied| {

@@ -17,8 +17,9 @@ mod same_node;
 mod serve;
 mod tunnel;
 
-pub use connections::{Connections, Listed};
+pub use connections::{Connections, Listed, ListedGuard};
 pub use dial::{AppDialer, Client, UpstreamDialer};
+pub use judge::{judge_carried, why_refused};
 pub use local::{LocalPeer, LocalPods};
 pub use pod::{Pod, PodParts};
 pub use serve::{PodListeners, start};

@@ -58,7 +58,7 @@ pub struct Pod {
     pub(super) tables: Arc<Tables>,
     pub(super) local: LocalPods,
     pub(super) same_node: SameNode,
-    cookie: u64,
+    netns: Arc<Netns>,
     addresses: Addresses,
 }
 
@@ -83,7 +83,7 @@ impl Pod {
             mesh: parts.mesh,
             secrets: parts.secrets,
             telemetry: parts.telemetry,
-            cookie: parts.netns.cookie(),
+            netns: Arc::clone(&parts.netns),
             tables: Arc::clone(&parts.tables),
             local: parts.local,
             same_node: parts.same_node,
@@ -102,11 +102,16 @@ impl Pod {
 
     /// Its netns cookie.
     pub fn cookie(&self) -> u64 {
-        self.cookie
+        self.netns.cookie()
+    }
+
+    /// Its network namespace.
+    pub fn netns(&self) -> &Arc<Netns> {
+        &self.netns
     }
 
     /// The pod's connections.
-    pub fn connections(&self) -> &Connections {
+    pub fn connections(&self) -> &Arc<Connections> {
         &self.connections
     }
 

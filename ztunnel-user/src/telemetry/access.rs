@@ -1,6 +1,6 @@
 //! The access log: the lines of one connection, in Istio's words and order.
 //!
-//! Tools read these lines. Fields keep their names and order; what Istio does not have (`reason`, `policy`)
+//! Tools read these lines. Fields keep their names and order; what Istio does not have (`reason`, `policy`, `path`)
 //! comes after what it has. A field that is not known is left out.
 
 use super::connection::{Connection, Direction, End, Peer};
@@ -30,7 +30,7 @@ impl<'a> PeerFields<'a> {
 
 /// One event of target `access` with the fields of a connection and then the given ones.
 macro_rules! access {
-    ($level:ident, $connection:expr, $message:literal $(, $($field:ident = $value:expr),+)?) => {
+    ($level:ident, $connection:expr, $message:literal, $($field:ident = $value:expr),+) => {
         if tracing::enabled!(target: "access", tracing::Level::$level) {
             let source = PeerFields::of(&$connection.source);
             let destination = PeerFields::of(&$connection.destination);
@@ -50,7 +50,7 @@ macro_rules! access {
                 dst.identity = destination.identity.as_deref(),
                 dst.cluster = destination.cluster,
                 direction = $connection.direction.as_str(),
-                $($($field = $value,)+)?
+                $($field = $value,)+
                 $message
             );
         }
@@ -59,7 +59,12 @@ macro_rules! access {
 
 /// The connection counts as open.
 pub(super) fn opened(connection: &Connection) {
-    access!(DEBUG, connection, "connection opened");
+    access!(
+        DEBUG,
+        connection,
+        "connection opened",
+        path = connection.path().as_str()
+    );
 }
 
 /// The connection has ended: an error if the mesh failed it.
@@ -76,7 +81,8 @@ pub(super) fn complete(connection: &Connection, end: &End<'_>) {
                 duration = &*format!("{}ms", end.lasted.as_millis()),
                 error = end.error.map(ToString::to_string).as_deref(),
                 reason = end.error.map(|error| error.reason().as_str()),
-                policy = end.error.and_then(CloseDetail::policy)
+                policy = end.error.and_then(CloseDetail::policy),
+                path = connection.path().as_str()
             )
         };
     }
@@ -99,6 +105,7 @@ pub(super) fn refused(connection: &Connection, error: &CloseDetail) {
         error = &*error.to_string(),
         reason = error.reason().as_str(),
         policy = error.policy(),
+        path = connection.path().as_str(),
         "connection failed"
     );
 }

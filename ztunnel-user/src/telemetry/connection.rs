@@ -48,12 +48,50 @@ impl fmt::Display for Direction {
     }
 }
 
+/// Who carries a connection, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FlowPath {
+    /// The kernel, between two enrolled pods of this node.
+    Direct,
+    /// The kernel, to or from somewhere that is not in the mesh or takes plain text.
+    Passthrough,
+    /// The kernel, from the kubelet.
+    Probe,
+    /// The proxy of one of the two pods, in plain text.
+    Proxied,
+    /// The proxy, in a tunnel.
+    Hbone,
+    /// Nobody: it was refused when it called connect(2).
+    Connect,
+}
+
+impl FlowPath {
+    /// The access log's `path`, and the label of that name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Passthrough => "passthrough",
+            Self::Probe => "probe",
+            Self::Proxied => "proxied",
+            Self::Hbone => "hbone",
+            Self::Connect => "connect",
+        }
+    }
+}
+
+impl fmt::Display for FlowPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// What is known of one end of a connection.
 #[derive(Clone, Debug, Default)]
 pub struct Peer {
     /// The workload, if the mesh knows one there.
     pub workload: Option<Arc<Workload>>,
-    /// The identity that it proved with mutual TLS; `None` on plaintext connections.
+    /// The identity that it proved: with mutual TLS, or as a pod of this node. `None` on plaintext connections.
     pub identity: Option<SpiffeId>,
 }
 
@@ -85,10 +123,12 @@ pub struct Connection {
     pub destination: Peer,
     /// The service it was addressed to.
     pub service: Option<Arc<Service>>,
+    /// Who carries it; a tunnel's `hbone_target` says [`FlowPath::Hbone`] by itself.
+    pub path: FlowPath,
 }
 
 impl Connection {
-    /// A connection of which only the addresses are known yet.
+    /// A connection that the proxy has, of which only the addresses are known yet.
     #[must_use]
     pub fn new(direction: Direction, src: SocketAddr, dst: SocketAddr) -> Self {
         Self {
@@ -99,6 +139,17 @@ impl Connection {
             source: Peer::default(),
             destination: Peer::default(),
             service: None,
+            path: FlowPath::Proxied,
+        }
+    }
+
+    /// Who carries it.
+    #[must_use]
+    pub fn path(&self) -> FlowPath {
+        if self.hbone_target.is_some() {
+            FlowPath::Hbone
+        } else {
+            self.path
         }
     }
 }
@@ -179,7 +230,29 @@ impl ConnectionTracker {
         self.end(end.err().as_ref());
     }
 
+    /// Ends a connection that the kernel carried, which knows better than we how long it lasted and what it took.
+    /// `sent` and `received` are the bytes of [`Counters`].
+    pub fn finish_as_told(
+        mut self,
+        lasted: Duration,
+        (sent, received): (u64, u64),
+        end: Result<(), CloseDetail>,
+    ) {
+        self.counters().sent.store(sent, Ordering::Relaxed);
+        self.counters().received.store(received, Ordering::Relaxed);
+        self.end_after(lasted, end.err().as_ref());
+    }
+
+    /// Leaves a connection that the kernel carries to the process after this one: it has no line yet.
+    pub fn leave_open(mut self) {
+        self.finished = true;
+    }
+
     fn end(&mut self, error: Option<&CloseDetail>) {
+        self.end_after(self.started.elapsed(), error);
+    }
+
+    fn end_after(&mut self, lasted: Duration, error: Option<&CloseDetail>) {
         self.finished = true;
         let (sent, received) = self.counters().totals();
         access::complete(
@@ -187,7 +260,7 @@ impl ConnectionTracker {
             &End {
                 sent,
                 received,
-                lasted: self.started.elapsed(),
+                lasted,
                 error,
             },
         );

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Connection, Direction, Peer};
+use super::{Connection, Direction, FlowPath, Peer};
 use crate::mesh::{Hostname, Namespace, Service, ServiceAccount, TrustDomain, Workload};
 
 /// A workload of namespace `default` whose account has its name.
@@ -42,6 +42,7 @@ pub(crate) fn hbone(direction: Direction) -> Connection {
         source: proven(workload("sleep")),
         destination: proven(workload("productpage")),
         service: Some(service("productpage")),
+        path: FlowPath::Proxied,
     }
 }
 

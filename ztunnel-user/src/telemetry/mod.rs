@@ -9,8 +9,8 @@ mod connection;
 pub mod log;
 pub mod metrics;
 
-pub use connection::{Connection, ConnectionTracker, Counters, Direction, Peer};
-pub use metrics::Telemetry;
+pub use connection::{Connection, ConnectionTracker, Counters, Direction, FlowPath, Peer};
+pub use metrics::{SocketGuard, Telemetry};
 
 #[cfg(test)]
 pub(crate) mod fixtures;

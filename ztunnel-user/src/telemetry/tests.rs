@@ -45,8 +45,10 @@ fn a_connection_through_the_mesh_has_every_field_of_istio_in_order() {
     assert_eq!(
         lines,
         [
-            format!("debug\taccess\tconnection opened\t{who}"),
-            format!("info\taccess\tconnection complete\t{who} bytes_sent=84 bytes_recv=519 duration=\"Nms\""),
+            format!("debug\taccess\tconnection opened\t{who} path=\"hbone\""),
+            format!(
+                "info\taccess\tconnection complete\t{who} bytes_sent=84 bytes_recv=519 duration=\"Nms\" path=\"hbone\""
+            ),
         ]
     );
 }
@@ -67,7 +69,7 @@ fn a_refusal_by_policy_names_reason_and_policy_after_istios_fields() {
     assert!(
         lines[1].ends_with(
             "direction=\"inbound\" bytes_sent=0 bytes_recv=0 duration=\"Nms\" \
-             error=\"policy_denied: explicitly denied\" reason=\"policy_denied\" policy=\"default/deny-notsleep\""
+             error=\"policy_denied: explicitly denied\" reason=\"policy_denied\" policy=\"default/deny-notsleep\" path=\"proxied\""
         ),
         "{}",
         lines[1]
@@ -108,6 +110,7 @@ fn json_has_the_same_fields_in_the_same_order() {
         "error",
         "reason",
         "policy",
+        "path",
     ];
     let mut rest = lines[1].as_str();
     for name in order {
@@ -135,7 +138,7 @@ fn an_early_refusal_warns_with_what_little_is_known() {
         lines,
         [
             "warn\taccess\tconnection failed\tsrc.addr=192.0.2.1:1234 dst.addr=10.1.0.2:15008 \
-          direction=\"inbound\" error=\"tls_failure: no client certificate\" reason=\"tls_failure\""
+          direction=\"inbound\" error=\"tls_failure: no client certificate\" reason=\"tls_failure\" path=\"proxied\""
         ]
     );
 }

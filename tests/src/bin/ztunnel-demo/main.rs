@@ -8,6 +8,7 @@ mod cast;
 mod invitation;
 mod look;
 mod request;
+mod same_node;
 mod scenes;
 mod stage;
 mod traffic;

@@ -25,6 +25,11 @@ impl Client {
         })
     }
 
+    /// The client's own address.
+    pub(crate) fn local(&self) -> Result<SocketAddr> {
+        self.reader.get_ref().local_addr().context("the client's address")
+    }
+
     /// Asks for the page and makes sure that it is whole.
     pub(crate) fn whole_page(&mut self) -> Result<()> {
         let page = self.page()?;

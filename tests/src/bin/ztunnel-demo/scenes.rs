@@ -6,13 +6,22 @@ use ztunnel_tests::{LogLine, Node};
 use crate::cast::{self, Cast, NAMESPACE, PATH, PODS, PORT, WORDS};
 use crate::look;
 use crate::request::Client;
+use crate::same_node::same_node;
 use crate::stage::Stage;
 use crate::traffic;
 
 type Scene = fn(&Cast, &mut Stage) -> Result<()>;
 
 /// All of them, between the raising and the taking down.
-pub(crate) const ALL: [Scene; 6] = [before, enrol, carried, refused, kernel, summary_of_metrics];
+pub(crate) const ALL: [Scene; 7] = [
+    before,
+    enrol,
+    carried,
+    same_node,
+    refused,
+    kernel,
+    summary_of_metrics,
+];
 
 /// Scenes in all: these, the raising, the taking down.
 pub(crate) const COUNT: usize = ALL.len() + 2;
@@ -162,7 +171,7 @@ fn hop_in_log(cast: &Cast, stage: &mut Stage, from: &str, to: &str) {
 }
 
 /// The fields worth a look; those that the line lacks are left out.
-fn show_line(stage: &Stage, line: &LogLine) {
+pub(crate) fn show_line(stage: &Stage, line: &LogLine) {
     let fields = [
         "src.addr",
         "src.identity",
@@ -172,6 +181,7 @@ fn show_line(stage: &Stage, line: &LogLine) {
         "bytes_sent",
         "bytes_recv",
         "duration",
+        "path",
         "error",
     ];
     let there = fields.iter().filter(|name| !line.field(name).is_empty());

@@ -54,7 +54,7 @@ impl Pods {
         let record = record(STATE_RELEASED, entry.generation);
         self.inner.kernel.tables().set_pod(entry.netns.cookie(), record)?;
         self.inner.local.remove(entry.pod.cookie());
-        self.inner.publisher.publish();
+        self.inner.publish();
         let Phase::Serving(serving) = std::mem::replace(&mut entry.phase, Phase::Released) else {
             bail!("{name} is not served");
         };
@@ -89,7 +89,8 @@ impl Pods {
     pub(super) async fn bury(&self, name: &PodName, entry: Entry) {
         self.inner.kernel.forget(entry.netns.cookie());
         self.inner.local.remove(entry.pod.cookie());
-        self.inner.publisher.publish();
+        self.inner.flows.end_of(&entry.netns);
+        self.inner.publish();
         self.inner.kernel.tables().remove_pod(entry.netns.cookie());
         self.inner.remove_record(name);
         for release in &entry.releasing {

@@ -21,7 +21,7 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-use super::publish::Publisher;
+use super::{flows::Flows, publish::Publisher};
 use crate::{
     bpf::{Kernel, PodLinks, Tables},
     config::Settings,
@@ -50,6 +50,7 @@ struct Inner {
     records: Records,
     local: LocalPods,
     publisher: Publisher,
+    flows: Arc<Flows>,
     /// Held by whoever moves a pod from one phase to the next, to the end of that: the moves wait for the kernel in
     /// between, and two of one pod would undo each other.
     turn: tokio::sync::Mutex<()>,
@@ -133,6 +134,7 @@ impl Pods {
         let local = LocalPods::default();
         let publisher = Publisher::new(&settings, kernel.tables(), &mesh, &local)
             .context("what an earlier node told the kernel cannot be taken back")?;
+        let flows = Flows::new(kernel.tables(), &mesh, &local, &telemetry);
         let (state, left) = (Mutex::default(), Notify::new());
         let inner = Inner {
             settings,
@@ -144,6 +146,7 @@ impl Pods {
             records,
             local,
             publisher,
+            flows,
             turn: tokio::sync::Mutex::default(),
             state,
             left,
@@ -172,9 +175,14 @@ impl Pods {
         }
     }
 
-    /// Tells the kernel half of a mesh that has changed.
+    /// Tells the kernel half of a mesh that has changed, and ends what it carries and may not carry any more.
     pub fn publish(&self) {
-        self.inner.publisher.publish();
+        self.inner.publish();
+    }
+
+    /// The connections that the kernel carries.
+    pub(super) fn flows(&self) -> Arc<Flows> {
+        Arc::clone(&self.inner.flows)
     }
 
     /// Stops serving: open connections, those of released pods too, may go on until the deadline. Pods that are
@@ -249,6 +257,12 @@ impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Entries are inserted and removed whole; a panic elsewhere leaves none half-made.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// After the mesh or the pods that are served have changed.
+    fn publish(&self) {
+        self.publisher.publish();
+        self.flows.rejudge();
     }
 
     fn next_generation(&self) -> u32 {

@@ -32,9 +32,13 @@ impl Pods {
                  again, or stop this node and run `ztunnel cleanup`"
             );
         }
+        for record in &records {
+            inner.flows.know(record.cookie, &record.pod);
+        }
         for record in records {
             self.restore_one(record, "").await;
         }
+        inner.flows.resync();
         self.publish();
         inner.count_pending();
         Ok(())

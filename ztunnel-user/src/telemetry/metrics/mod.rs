@@ -41,6 +41,7 @@ pub struct Telemetry {
     traffic: Arc<Traffic>,
     refused: Family<[(&'static str, &'static str); 2], Counter>,
     sockets: Family<[(&'static str, &'static str); 1], Gauge>,
+    flows: Family<[(&'static str, &'static str); 2], Counter>,
     dry_run: Family<[(&'static str, String); 2], Counter>,
     generation: Gauge<u64, AtomicU64>,
     pods: PodMetrics,
@@ -58,6 +59,7 @@ impl Telemetry {
             traffic: Arc::default(),
             refused: Family::default(),
             sockets: Family::default(),
+            flows: Family::default(),
             dry_run: Family::default(),
             generation: Gauge::default(),
             pods: PodMetrics::default(),
@@ -89,6 +91,11 @@ impl Telemetry {
             self.refused.clone(),
         );
         registry.register(
+            "ztunnel_flows",
+            "Connections by who carries them",
+            self.flows.clone(),
+        );
+        registry.register(
             "ztunnel_policy_dry_run",
             "Connections that a policy in dry run would have decided",
             self.dry_run.clone(),
@@ -106,6 +113,11 @@ impl Telemetry {
 
     /// A connection is known well enough to be tracked. It counts as open from here on.
     pub fn open(self: &Arc<Self>, connection: Connection) -> ConnectionTracker {
+        let labels = [
+            ("path", connection.path().as_str()),
+            ("direction", connection.direction.as_str()),
+        ];
+        self.flows.get_or_create(&labels).inc();
         let series = self.traffic.open(&connection);
         ConnectionTracker::start(Arc::clone(self), connection, series, Instant::now())
     }

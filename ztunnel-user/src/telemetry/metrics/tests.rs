@@ -316,6 +316,7 @@ async fn every_metric_has_somebody_who_moves_it() {
         ("workload_manager_pending_proxy_count", "gauge", 2.0),
         ("workload_manager_proxies_started", "counter", 1.0),
         ("ztunnel_connections_refused", "counter", 1.0),
+        ("ztunnel_flows", "counter", 1.0),
         ("ztunnel_policy_dry_run", "counter", 1.0),
         ("ztunnel_mesh_generation", "gauge", 1.0),
         ("ztunnel_log_lines_dropped", "counter", 1.0),
