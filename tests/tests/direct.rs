@@ -367,6 +367,8 @@ fn an_app_s_own_mark_gives_way_while_it_is_steered_and_comes_back() {
 fn without_the_hook_at_connect_everything_goes_through_the_proxy_and_works() {
     let mesh = cast("tc_only")
         .node_env("ZTUNNEL_CONNECT_HOOK", "off")
+        .pod("plain")
+        .uncaptured()
         .up()
         .unwrap();
     let (sleep, node) = (mesh.pod("sleep"), mesh.node("n1"));
@@ -386,4 +388,8 @@ fn without_the_hook_at_connect_everything_goes_through_the_proxy_and_works() {
     );
     assert_eq!(count(node, "outbound_steered"), 6);
     assert_eq!(count(node, "connect_direct"), 0);
+    // Nobody would tell of it, and nobody could cut it.
+    mesh.pod("plain").get(mesh.pod("web").at(HTTP), "/").unwrap();
+    assert_eq!(count(node, "inbound_open"), 0);
+    assert_eq!(count(node, "inbound_plaintext"), 1);
 }

@@ -107,6 +107,7 @@ async fn serve(
         secrets: Arc::clone(&secrets),
         telemetry: Arc::clone(&telemetry),
         workers: workers.clone(),
+        kernel_carries: matches!(steering, Steering::ConnectHook { .. }),
     })?;
     let _probes = tokio::spawn(kubelet::follow(
         settings.kubelet.clone(),
@@ -157,7 +158,9 @@ async fn serve(
 /// which.
 fn steer(settings: &Settings, kernel: &Kernel) -> Result<Steering> {
     let named = settings.cgroup_root.as_deref();
-    let steering = Steering::here(settings.connect_hook, named, bpf::connect_hook)?;
+    // What the kernel carries must be within reach of a policy that changes.
+    let able = || bpf::connect_hook().and_then(|()| node::can_cut());
+    let steering = Steering::here(settings.connect_hook, named, able)?;
     let steering = match steering {
         Steering::ConnectHook { root } => match kernel.hook(&root) {
             Ok(()) => Steering::ConnectHook { root },

@@ -72,21 +72,24 @@ struct Set {
 }
 
 impl Publisher {
+    /// `kernel_carries` says whether connections may go past the proxy at all.
+    ///
     /// Starts from nothing: what an earlier process left in the maps is void from here on.
     ///
     /// # Errors
     /// The maps cannot be read or changed.
     pub(super) fn new(
         settings: &Settings,
+        kernel_carries: bool,
         tables: &Arc<Tables>,
         mesh: &Arc<LiveMesh>,
         local: &LocalPods,
     ) -> Result<Self, BpfError> {
         let mut flags = 0;
-        if settings.same_node == SameNode::Direct {
+        if kernel_carries && settings.same_node == SameNode::Direct {
             flags |= MESH_SAME_NODE_DIRECT;
         }
-        if settings.non_mesh == NonMesh::Direct {
+        if kernel_carries && settings.non_mesh == NonMesh::Direct {
             flags |= MESH_NON_MESH_DIRECT;
         }
         let this = Self {

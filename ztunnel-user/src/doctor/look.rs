@@ -1,13 +1,7 @@
 //! Looks at the host: reads /proc, tries what can be tried, and draws no conclusion. What cannot be looked at is said
 //! to be so.
 
-use std::{
-    io::{self, Read},
-    net::{Ipv4Addr, TcpListener, TcpStream},
-    os::unix::net::UnixStream,
-    path::Path,
-    time::Duration,
-};
+use std::{io, os::unix::net::UnixStream, path::Path};
 
 use nix::{
     sys::resource::{Resource, getrlimit},
@@ -18,7 +12,7 @@ use procfs_core::{FromRead, process::Status};
 use super::Asked;
 use crate::{
     bpf::{Feature, Host, HostProblem, connect_hook},
-    node::{Kubelet, KubeletIdentity, Sockets, Steering},
+    node::{Kubelet, KubeletIdentity, Steering, can_cut},
 };
 
 /// The features that are asked for, in the report's order.
@@ -32,9 +26,6 @@ pub(super) const FEATURES: [Feature; 8] = [
     Feature::SetRetval,
     Feature::NamespacedPid,
 ];
-
-/// Bound of the loopback connection that is cut for a try.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is there. An `Err` says why it could not be looked at, or tried.
 #[derive(Debug)]
@@ -74,7 +65,7 @@ pub(super) fn look(asked: &Asked<'_>) -> Facts {
             .map_err(|error| error.desc().to_owned()),
         features: FEATURES.map(|feature| (feature, feature.probe())).into(),
         steering: Steering::here(asked.connect_hook, asked.cgroup_root, connect_hook).map_err(told),
-        cutting: cut_one(),
+        cutting: can_cut(),
         kubelet: Kubelet::find(asked.kubelet).identity().clone(),
         descriptors: getrlimit(Resource::RLIMIT_NOFILE)
             .map(|(_, hard)| hard)
@@ -111,24 +102,6 @@ fn agent_answers(run_dir: &Path) -> Result<bool, String> {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(false),
             _ => Err(error.to_string()),
         },
-    }
-}
-
-/// Makes a connection over loopback, ends it from outside, and looks whether its other end was reset.
-fn cut_one() -> Result<(), String> {
-    let making = |error: io::Error| format!("a connection over 127.0.0.1 for a try: {error}");
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(making)?;
-    let to = listener.local_addr().map_err(making)?;
-    let mut client = TcpStream::connect_timeout(&to, PATIENCE).map_err(making)?;
-    client.set_read_timeout(Some(PATIENCE)).map_err(making)?;
-    let from = client.local_addr().map_err(making)?;
-    let table = Sockets::here().map_err(told)?;
-    if !table.destroy(to, from).map_err(told)? {
-        return Err("the kernel does not find a connection that is there".to_owned());
-    }
-    match client.read(&mut [0]) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
-        other => Err(format!("a connection that was ended says {other:?}")),
     }
 }
 

@@ -16,5 +16,5 @@ pub use kubelet::{Kubelet, KubeletIdentity, NamespacedPid};
 pub use netns::{Netns, NetnsError, own_cookie};
 pub use plumbing::{PlumbingError, lay, local_addresses, take_up};
 pub use record::{PodName, Record, Records};
-pub use sockets::{Connection, Sockets, SocketsError, TcpState};
+pub use sockets::{Connection, Sockets, SocketsError, TcpState, can_cut};
 pub use steering::Steering;

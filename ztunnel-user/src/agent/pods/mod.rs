@@ -113,6 +113,8 @@ pub struct PodsParts {
     pub telemetry: Arc<Telemetry>,
     /// The runtime that carries connections.
     pub workers: Handle,
+    /// Whether the kernel may carry connections by itself: only where it can tell of them and they can be cut.
+    pub kernel_carries: bool,
 }
 
 impl Pods {
@@ -128,11 +130,12 @@ impl Pods {
             secrets,
             telemetry,
             workers,
+            kernel_carries,
         } = parts;
         let records = Records::open(&settings.run_dir)
             .with_context(|| format!("opening the records in {}", settings.run_dir.display()))?;
         let local = LocalPods::default();
-        let publisher = Publisher::new(&settings, kernel.tables(), &mesh, &local)
+        let publisher = Publisher::new(&settings, kernel_carries, kernel.tables(), &mesh, &local)
             .context("what an earlier node told the kernel cannot be taken back")?;
         let flows = Flows::new(kernel.tables(), &mesh, &local, &telemetry);
         let (state, left) = (Mutex::default(), Notify::new());

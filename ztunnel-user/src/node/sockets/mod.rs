@@ -3,6 +3,7 @@
 //! answers with a *listener* where the connection is gone.
 
 mod channel;
+mod probe;
 
 use std::{
     io,
@@ -13,6 +14,7 @@ use std::{
 use netlink_packet_sock_diag::{AF_INET, AF_INET6, inet::StateFlags};
 
 use self::channel::{Channel, Refusal, connection};
+pub use self::probe::can_cut;
 use super::Netns;
 
 /// How often a connection may change its socket (a handshake that completes) while it is being ended.
