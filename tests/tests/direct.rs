@@ -259,8 +259,15 @@ fn upstream_s_way_is_a_setting() {
 
 #[test]
 fn excluded_destinations_are_left_alone_whatever_the_mesh_knows_of_them() {
+    for hook in ["auto", "off"] {
+        excluded(hook);
+    }
+}
+
+fn excluded(hook: &str) {
     let mesh = cast("excluded")
         .node_env("EXCLUDE_OUTBOUND_IP_RANGES", "10.244.2.0/24,fd00:244:2::/64")
+        .node_env("ZTUNNEL_CONNECT_HOOK", hook)
         .up()
         .unwrap();
     let capture = mesh.capture().unwrap();

@@ -156,3 +156,60 @@ fn a_second_instance_on_the_same_folders_is_refused() {
         );
     }
 }
+
+#[test]
+fn a_second_agent_over_the_same_maps_ends_and_the_first_does_not_notice() {
+    let mesh = cast("second_agent");
+    let node = mesh.node("n1");
+    let to = mesh.pod("far2").at(8080);
+    mesh.pod("sleep").get(to, "/").unwrap();
+    let command = std::fs::read_to_string(format!("/proc/{}/cmdline", node.pid().unwrap())).unwrap();
+    let command: Vec<&str> = command.split('\0').filter(|word| !word.is_empty()).collect();
+    let second = ztunnel_tests::run(Some(node.netns()), &command, SOON).unwrap();
+    assert_eq!(second.code(), 1, "{second:?}");
+    assert!(second.stderr.contains("another agent"), "{second:?}");
+    stays_in_order(&mesh);
+}
+
+#[test]
+fn maps_that_somebody_else_has_written_are_written_anew() {
+    let mesh = cast("touched");
+    let node = mesh.node("n1");
+    // As the second agent would have: another number, and nothing left of what the first has written.
+    let map = |verb: &str, name: &str, words: &str| {
+        let path = node.pins().join(name);
+        let line = format!("bpftool -j map {verb} pinned {} {words}", path.display());
+        let argv: Vec<&str> = line.split_whitespace().collect();
+        ztunnel_tests::run(None, &argv, SOON).unwrap().ok().unwrap()
+    };
+    let addresses: serde_json::Value = serde_json::from_str(&map("dump", "addresses", "")).unwrap();
+    for entry in addresses.as_array().unwrap() {
+        let key: Vec<&str> = entry["key"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|byte| byte.as_str().unwrap())
+            .collect();
+        map("delete", "addresses", &format!("key {}", key.join(" ")));
+    }
+    let number = "0x63 0 0 0 0 0 0 0";
+    map(
+        "update",
+        "mesh",
+        &format!("key 0 0 0 0 value {number} {number} 3 0 0 0 0 0 0 0"),
+    );
+    mesh.edit(|_| ()).unwrap();
+    node.await_log("somebody else has written").unwrap();
+    stays_in_order(&mesh);
+}
+
+/// What goes to the other node goes in a tunnel, also after the next change of the mesh.
+fn stays_in_order(mesh: &Mesh) {
+    mesh.edit(|_| ()).unwrap();
+    let capture = mesh.capture().unwrap();
+    mesh.pod("sleep")
+        .get(mesh.pod("far2").at(8080), "/in-clear")
+        .unwrap();
+    assert!(!capture.finish().unwrap().shows("/in-clear"));
+    assert_eq!(mesh.node("n1").kernel_count("connect_passthrough").unwrap(), 0);
+}

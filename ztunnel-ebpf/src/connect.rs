@@ -69,6 +69,22 @@ pub fn decide<const V6: bool>(ctx: &SockAddrContext) -> Connect {
     app.judge(pod)
 }
 
+/// Number of the mesh. Read from the map each time: the agent may have begun another in the meantime.
+#[inline(always)]
+fn generation_of(mesh: &MeshState) -> u64 {
+    // SAFETY: a value of the map, which lives as long as the program runs.
+    unsafe { core::ptr::read_volatile(&raw const mesh.generation) }
+}
+
+/// Whether the maps still hold the mesh of this number whole. Asked again after something was not found: only then did
+/// it say anything that it was not there.
+#[inline(always)]
+fn is_complete(mesh: &MeshState, generation: u64) -> bool {
+    // SAFETY: as above.
+    let published = unsafe { core::ptr::read_volatile(&raw const mesh.published) };
+    published == generation && generation_of(mesh) == generation
+}
+
 /// A connect() of an app in one of our pods.
 struct App<'a, const V6: bool> {
     ctx: &'a SockAddrContext,
@@ -138,9 +154,9 @@ impl<const V6: bool> App<'_, V6> {
         let Some(mesh) = MESH.get(0) else {
             return self.steer(None);
         };
-        let generation = mesh.generation;
+        let generation = generation_of(mesh);
         // What is not there may only not be there yet, or the pod may be a stranger to the mesh.
-        if generation == 0 || mesh.published != generation || pod.view == NODE_VIEW {
+        if generation == 0 || !is_complete(mesh, generation) || pod.view == NODE_VIEW {
             return self.steer(None);
         }
         let key = AddressKey {
@@ -150,7 +166,8 @@ impl<const V6: bool> App<'_, V6> {
         };
         // SAFETY: the record is only replaced whole by the agent.
         let Some(address) = (unsafe { ADDRESSES.get(key) }) else {
-            if RANGES.get(&Key::new(128, self.dialled.ip.0)).is_some() {
+            let is_known = RANGES.get(&Key::new(128, self.dialled.ip.0)).is_some();
+            if is_known || !is_complete(mesh, generation) {
                 return self.steer(None);
             }
             return self.plain(mesh, None);
@@ -165,13 +182,13 @@ impl<const V6: bool> App<'_, V6> {
                 };
                 self.pod(mesh, &target, None)
             }
-            ADDRESS_SERVICE => self.service(mesh, pod.view),
+            ADDRESS_SERVICE => self.service(mesh, generation, pod.view),
             _ => self.steer(None),
         }
     }
 
     #[inline(always)]
-    fn service(&mut self, mesh: &MeshState, view: u32) -> Connect {
+    fn service(&mut self, mesh: &MeshState, generation: u64, view: u32) -> Connect {
         let key = ServiceKey {
             view,
             port: self.dialled.port,
@@ -180,6 +197,9 @@ impl<const V6: bool> App<'_, V6> {
         };
         // SAFETY: the record is only replaced whole by the agent.
         let Some(service) = (unsafe { SERVICES.get(key) }) else {
+            if !is_complete(mesh, generation) {
+                return self.steer(None);
+            }
             return self.no_endpoint(flow::END_NO_SERVICE_PORT);
         };
         match service.kind {

@@ -4,7 +4,7 @@
 //! Where connect() is judged (`connect.rs`) this is the net below it: what was steered there is routed to lo and never
 //! comes here; what was let go there is let go here if it goes where it was judged to go, and nowhere else.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
 use aya_log_ebpf::debug;
 use ztunnel_common::{
     capture::{TAG_CAPTURED, TAG_DIRECT, TAG_PASSTHROUGH, TAG_PROBE, TAG_PROXY, TAG_UNTOUCHED},
@@ -15,7 +15,7 @@ use ztunnel_common::{
 
 use crate::{
     count::bump,
-    maps::{POD, PODS},
+    maps::{EXCLUDE, POD, PODS},
     packet::{Read, Tcp},
     refuse,
     socket::{self, Sender},
@@ -92,6 +92,11 @@ fn new_connection(ctx: &TcContext, packet: &Tcp, sender: Option<&Sender>) -> Pac
     if let Some(sender) = sender
         && sender.may_open(packet)
     {
+        return Packet::Continue;
+    }
+    if EXCLUDE.get(&Key::new(128, packet.dst.0)).is_some() {
+        bump(counter::CONNECT_EXCLUDED);
+        remember(sender, TAG_UNTOUCHED);
         return Packet::Continue;
     }
     if !socket::proxy_listens(POD.load(), ROLE_OUTBOUND, packet.family.number()) {

@@ -5,7 +5,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use ipnet::IpNet;
@@ -45,6 +48,8 @@ pub(super) struct Publisher {
     local: LocalPods,
     flags: u32,
     published: Mutex<Published>,
+    /// The last state could not be written whole.
+    behind: AtomicBool,
 }
 
 /// What stands in the maps.
@@ -98,6 +103,7 @@ impl Publisher {
             local: local.clone(),
             flags,
             published: Mutex::default(),
+            behind: AtomicBool::new(false),
         };
         this.begin()?;
         tables.mesh().clear()?;
@@ -109,21 +115,49 @@ impl Publisher {
     /// Publishes the mesh as it is now, with the pods that are served now. To be called after either has changed.
     pub(super) fn publish(&self) {
         let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = self.write(&mut published) {
+        let written = self
+            .start_over_if_touched(&mut published)
+            .and_then(|()| self.write(&mut published));
+        self.behind.store(written.is_err(), Ordering::Relaxed);
+        if let Err(error) = written {
             tracing::error!(
                 %error,
                 "the kernel half does not know the whole mesh; every connection goes through the proxy"
             );
-            // What stands in the maps is not known any more.
-            *published = Published {
-                last_view: published.last_view,
-                last_set: published.last_set,
-                ..Published::default()
-            };
-            if let Err(error) = self.tables.mesh().clear() {
+            if let Err(error) = self.start_over(&mut published) {
                 tracing::debug!(%error, "clearing the maps of the mesh");
             }
         }
+    }
+
+    /// Publishes again what could not be published whole.
+    pub(super) fn catch_up(&self) -> bool {
+        let behind = self.behind.load(Ordering::Relaxed);
+        if behind {
+            self.publish();
+        }
+        behind
+    }
+
+    /// What stands in the maps is only known as long as nobody else has written there.
+    fn start_over_if_touched(&self, published: &mut Published) -> Result<(), BpfError> {
+        let state = self.tables.mesh().state()?;
+        if state.generation == self.tables.mesh().generation() {
+            return Ok(());
+        }
+        tracing::error!("somebody else has written the maps of the mesh; they are written anew");
+        self.state(self.tables.mesh().generation().max(state.generation) + 1, 0)?;
+        self.start_over(published)
+    }
+
+    fn start_over(&self, published: &mut Published) -> Result<(), BpfError> {
+        // Numbers are never used again.
+        *published = Published {
+            last_view: published.last_view,
+            last_set: published.last_set,
+            ..Published::default()
+        };
+        self.tables.mesh().clear()
     }
 
     fn write(&self, published: &mut Published) -> Result<(), BpfError> {

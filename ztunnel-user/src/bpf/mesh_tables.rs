@@ -64,6 +64,14 @@ impl MeshTables {
         self.generation.load(Ordering::Acquire)
     }
 
+    /// What the mesh's state is, as it stands in the map.
+    ///
+    /// # Errors
+    /// The map is gone.
+    pub fn state(&self) -> Result<MeshState, BpfError> {
+        lock(&self.mesh).get(&0, 0).map_err(failed("mesh", "read"))
+    }
+
     /// Says what the mesh's state is.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ mod rights;
 mod tables;
 
 use std::{
+    fs::File,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -25,6 +26,10 @@ pub use attach::{PodLinks, TcMode, detach_filters};
 pub use events::{Arrivals, Events};
 pub use features::{Feature, connect_hook};
 pub use mesh_tables::MeshTables;
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 pub use probe::{Host, HostProblem};
 pub use rights::{DirectGuard, Rights};
 pub use tables::{AppDialGuard, Tables, four_tuple};
@@ -33,6 +38,8 @@ use ztunnel_common::ABI_VERSION;
 /// The kernel half of one instance.
 #[derive(Debug)]
 pub struct Kernel {
+    /// Held for life: two processes over the same maps would each believe that they alone had written them.
+    _alone: Flock<File>,
     pins: PathBuf,
     tc_mode: TcMode,
     log_level: u8,
@@ -53,6 +60,9 @@ pub enum BpfError {
         #[source]
         source: io::Error,
     },
+    /// Another process has the same pin directory.
+    #[error("another agent runs over the maps in {0}; give each its own --bpf-dir")]
+    NotAlone(PathBuf),
     /// The kernel refused the object: its maps or programs.
     #[error("the kernel refused the eBPF object")]
     Load(#[from] aya::EbpfError),
@@ -104,6 +114,20 @@ pub enum BpfError {
     Devices(#[source] io::Error),
 }
 
+/// Makes sure that no other process writes the maps that are pinned here. The kernel lets go when the process ends,
+/// however it does.
+fn alone(pins: &Path) -> Result<Flock<File>, BpfError> {
+    let failed = |source| BpfError::PinDirectory {
+        path: pins.to_owned(),
+        source,
+    };
+    let directory = File::open(pins).map_err(failed)?;
+    Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        Errno::EWOULDBLOCK => BpfError::NotAlone(pins.to_owned()),
+        other => failed(other.into()),
+    })
+}
+
 impl Kernel {
     /// Opens or makes the maps of the instance that pins below `bpf_dir`.
     ///
@@ -116,6 +140,7 @@ impl Kernel {
         let pins = bpf_dir.join(format!("v{ABI_VERSION}"));
         let links = pins.join("links");
         std::fs::create_dir_all(&links).map_err(|source| BpfError::PinDirectory { path: links, source })?;
+        let alone = alone(&pins)?;
         let log_level = if debug { object::LOG_DEBUG } else { object::LOG_OFF };
         let mut object = object::load(&pins, 0, log_level)?;
         if debug {
@@ -123,6 +148,7 @@ impl Kernel {
         }
         let tables = Arc::new(Tables::take(&mut object)?);
         Ok(Self {
+            _alone: alone,
             pins,
             tc_mode,
             log_level,

@@ -54,6 +54,8 @@ pub(super) struct Facts {
 }
 
 pub(super) fn look(asked: &Asked<'_>) -> Facts {
+    // As the agent asks.
+    let able = || connect_hook().and_then(|()| can_cut());
     Facts {
         kernel: Host::kernel(),
         problems: Host::problems(asked.bpf_dir),
@@ -64,7 +66,7 @@ pub(super) fn look(asked: &Asked<'_>) -> Facts {
         settings: access("/proc/sys/net/ipv4/tcp_fwmark_accept", AccessFlags::W_OK)
             .map_err(|error| error.desc().to_owned()),
         features: FEATURES.map(|feature| (feature, feature.probe())).into(),
-        steering: Steering::here(asked.connect_hook, asked.cgroup_root, connect_hook).map_err(told),
+        steering: Steering::here(asked.connect_hook, asked.cgroup_root, able).map_err(told),
         cutting: can_cut(),
         kubelet: Kubelet::find(asked.kubelet).identity().clone(),
         descriptors: getrlimit(Resource::RLIMIT_NOFILE)

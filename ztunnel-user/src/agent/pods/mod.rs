@@ -268,6 +268,13 @@ impl Inner {
         self.flows.rejudge();
     }
 
+    /// Tries again to tell the kernel half what it could not be told.
+    fn catch_up(&self) {
+        if self.publisher.catch_up() {
+            self.flows.rejudge();
+        }
+    }
+
     fn next_generation(&self) -> u32 {
         let mut state = self.lock();
         state.generation = state.generation.wrapping_add(1);

@@ -24,6 +24,7 @@ impl Pods {
             self.follow_devices(rest);
             if rest {
                 self.retry_pending().await;
+                self.inner.catch_up();
             }
         }
     }
