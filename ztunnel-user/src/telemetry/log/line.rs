@@ -269,6 +269,13 @@ fn escape(line: &mut String, text: &str, in_quotes: bool) {
 /// Appends `text` as a JSON string (RFC 8259, section 7).
 fn quote_json(line: &mut String, text: &str) {
     line.push('"');
+    let plain = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
+    if text.bytes().all(plain) {
+        // Nearly always.
+        line.push_str(text);
+        line.push('"');
+        return;
+    }
     for character in text.chars() {
         match character {
             '"' | '\\' => {
