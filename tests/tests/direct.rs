@@ -301,16 +301,25 @@ fn an_app_that_binds_to_another_address_of_its_pod_is_judged_by_that_address() {
     assert!(echoes(&stream, "turned back to the proxy").unwrap());
     assert_eq!(count(node, "direct_not_recorded"), 1);
 
-    // The app chose it before. By now the verdict is for the other one.
+    // The app chose it before.
     let steered = count(node, "connect_steered");
-    let bound = SocketAddr::new(sleep.ip(), 0);
-    let stream = sleep
-        .connect_with(mesh.pod("web").at(ECHO), IO_LIMIT, |socket| {
-            socket.bind(&bound.into())
-        })
-        .unwrap();
+    let from = |ip: IpAddr| {
+        let bound = SocketAddr::new(ip, 0);
+        let bind = |socket: &socket2::Socket| socket.bind(&bound.into());
+        sleep
+            .connect_with(mesh.pod("web").at(ECHO), IO_LIMIT, bind)
+            .unwrap()
+    };
+    let stream = from(([10, 244, 1, 77]).into());
     assert!(echoes(&stream, "through the proxy").unwrap());
     assert_eq!(count(node, "connect_steered"), steered + 1);
+
+    // None of this has changed what holds for the address that the mesh gives the pod.
+    let arrived = count(node, "inbound_direct");
+    let stream = from(sleep.ip());
+    assert!(echoes(&stream, "by the kernel").unwrap());
+    assert_eq!(count(node, "connect_steered"), steered + 1);
+    assert_eq!(count(node, "inbound_direct"), arrived + 1);
 }
 
 #[test]

@@ -126,10 +126,13 @@ pub static VERDICTS: HashMap<VerdictKey, VerdictRecord, 65536, ON_DEMAND> = Hash
 /// `flow` when the client's SYN is about to leave, and by the proxy for connections of its own; removed when the
 /// client's socket ends.
 ///
+/// Larger than `flows`, where each of an app's stands too: however many connections pods open, there is room for those of
+/// the proxy and the kubelet.
+///
 /// # Minimum kernel version
 /// 4.6.
 #[btf_map(name = "direct")]
-pub static DIRECT: HashMap<FourTuple, DirectRecord, 131_072, ON_DEMAND> = HashMap::new();
+pub static DIRECT: HashMap<FourTuple, DirectRecord, 196_608, ON_DEMAND> = HashMap::new();
 
 /// Endpoints that were chosen at connect() for connections on their way to the proxy. Written by `flow`, taken out
 /// by the proxy. One that is lost is chosen again.

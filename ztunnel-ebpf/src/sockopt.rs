@@ -22,12 +22,13 @@ pub fn may_set(ctx: &SockoptContext) -> bool {
             unsafe { core::ptr::read_volatile(&raw const (*raw).$($field)+) }
         };
     }
+    let is_mark = field!(level) == SOL_SOCKET && field!(optname) == SO_MARK;
     if field!(optlen) > PAGE {
         // SAFETY: the field may be written; zero means that the original value is to be used.
         unsafe { core::ptr::write_volatile(&raw mut (*raw).optlen, 0) };
-        return true;
     }
-    if field!(level) != SOL_SOCKET || field!(optname) != SO_MARK {
+    // The kernel takes the first four bytes for the mark, however long the value is said to be.
+    if !is_mark {
         return true;
     }
     // SAFETY: the context is valid for the run of the program.

@@ -104,7 +104,7 @@ impl Rights {
     /// Lets a connection pass to an app.
     ///
     /// # Errors
-    /// The map is full (131072 connections) or gone.
+    /// The map is full (196608 connections) or gone.
     pub fn set_direct(&self, tuple: FourTuple, right: DirectRecord) -> Result<(), BpfError> {
         lock(&self.direct)
             .insert(tuple, right, 0)

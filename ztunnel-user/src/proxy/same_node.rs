@@ -50,17 +50,20 @@ pub(super) fn judge(
         destination: to,
     };
     let judged = judge::judge(&pod, facts);
-    let verdict = Verdict {
+    // Under an address that the mesh does not give the client a verdict would speak for whoever has it, and a refusal
+    // would be one of the client under its own.
+    let own = client.workload().workload_ips.contains(&from.ip());
+    let verdict = own.then(|| Verdict {
         source: source.cookie(),
         destination: pod.cookie(),
         from,
         to,
         generation,
-    };
+    });
     match judged {
         Ok((permit, judged)) => {
             if source.same_node == SameNode::Direct {
-                verdict.leave(source, VERDICT_DIRECT);
+                leave(verdict, source, VERDICT_DIRECT);
             }
             let neighbour = Neighbour {
                 pod,
@@ -70,9 +73,15 @@ pub(super) fn judge(
             Ok(Some((neighbour, judged)))
         }
         Err(refusal) => {
-            verdict.leave(source, VERDICT_DENY);
+            leave(verdict, source, VERDICT_DENY);
             Err(refusal)
         }
+    }
+}
+
+fn leave(verdict: Option<Verdict>, pod: &Pod, action: u32) {
+    if let Some(verdict) = verdict {
+        verdict.leave(pod, action);
     }
 }
 

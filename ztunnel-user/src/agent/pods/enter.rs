@@ -6,7 +6,7 @@ use std::{net::IpAddr, os::fd::AsFd, path::Path, sync::Arc};
 use anyhow::{Context, Result, bail};
 use ztunnel_common::pod::{PodRecord, STATE_ENROLLED, STATE_RELEASED};
 
-use super::{Entry, Inner, Phase, Pods};
+use super::{Entry, Inner, MOST_ADDRESSES, Phase, Pods};
 use crate::{
     drain,
     mesh::{Protocol, Workload},
@@ -56,6 +56,7 @@ impl Pods {
             .enter(node::local_addresses)?
             .context("reading the pod's addresses")?;
         check_addresses(name, workload, &netns, &addresses)?;
+        let addresses = bounded(workload, addresses);
         let former = self.former(name, &netns).await;
         let laid = node::lay(&netns, &addresses).await;
         let served = laid
@@ -103,6 +104,7 @@ impl Pods {
         let entry = Entry {
             netns,
             addresses,
+            told_of_more: false,
             links,
             pod,
             phase,
@@ -250,4 +252,17 @@ fn check_addresses(name: &PodName, workload: &Workload, netns: &Netns, addresses
             found.join(", ")
         }
     );
+}
+
+/// Those that the mesh gives the pod, and of the others as many as there is room for: a pod can give itself any number,
+/// and the room in `pod_ips` is everybody's.
+fn bounded(workload: &Workload, addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    let mut room = MOST_ADDRESSES.saturating_sub(workload.workload_ips.len());
+    let mut has_room = |ip: &IpAddr| {
+        let own = workload.workload_ips.contains(ip);
+        let fits = own || room > 0;
+        room -= usize::from(!own && fits);
+        fits
+    };
+    addresses.into_iter().filter(|ip| has_room(ip)).collect()
 }

@@ -34,6 +34,10 @@ use crate::{
     telemetry::Telemetry,
 };
 
+/// How many addresses of one pod are served, beyond those that the mesh gives it if these are more: `pod_ips` has room
+/// for 16384, and a pod can give itself any number.
+const MOST_ADDRESSES: usize = 64;
+
 /// The enrolled pods. Clones are the same.
 #[derive(Clone)]
 pub struct Pods {
@@ -71,6 +75,8 @@ struct State {
 struct Entry {
     netns: Arc<Netns>,
     addresses: Vec<IpAddr>,
+    /// The log was told that the pod has more than [`MOST_ADDRESSES`].
+    told_of_more: bool,
     links: PodLinks,
     pod: Arc<Pod>,
     phase: Phase,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Entry, Pods};
+use super::{Entry, MOST_ADDRESSES, Pods};
 use crate::node::{self, PodName};
 
 /// How often pods are looked at: one that is gone is forgotten, and a new device is captured, within this time.
@@ -71,12 +71,29 @@ impl Pods {
                 Err(error) => tracing::error!(pod = %name, %error, "a new device of the pod is not captured"),
             }
             for ip in addresses {
-                if !entry.addresses.contains(&ip) && tables.add_pod_ip(entry.netns.cookie(), ip).is_ok() {
+                if entry.addresses.contains(&ip) {
+                    continue;
+                }
+                if entry.addresses.len() >= MOST_ADDRESSES {
+                    tell_of_more(name, &mut entry.told_of_more);
+                    break;
+                }
+                if tables.add_pod_ip(entry.netns.cookie(), ip).is_ok() {
                     tracing::info!(pod = %name, %ip, "the pod has a new address");
                     entry.addresses.push(ip);
                     entry.pod.has_addresses(entry.addresses.clone());
                 }
             }
         }
+    }
+}
+
+fn tell_of_more(name: &PodName, told: &mut bool) {
+    if !std::mem::replace(told, true) {
+        tracing::warn!(
+            pod = %name,
+            most = MOST_ADDRESSES,
+            "the pod has more addresses than are served; connections to the others are refused"
+        );
     }
 }
