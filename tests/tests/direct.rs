@@ -323,6 +323,55 @@ fn an_app_that_binds_to_another_address_of_its_pod_is_judged_by_that_address() {
 }
 
 #[test]
+fn a_pod_that_tries_every_port_of_its_neighbour_leaves_the_others_room_for_verdicts() {
+    let mesh = cast("quota").up().unwrap();
+    let script = format!(
+        "import socket\nfor port in range(20000, 21200):\n    s = socket.socket()\n    s.connect_ex(('{}', port))\n    \
+         s.close()\nprint('done')",
+        mesh.pod("web").ip()
+    );
+    let printed = mesh.pod("sleep").exec(&["python3", "-c", &script]).unwrap();
+    assert_eq!(printed.ok().unwrap().trim(), "done");
+    let path = mesh.node("n1").pins().join("verdicts");
+    let left = || {
+        let dump = ["bpftool", "-j", "map", "dump", "pinned", path.to_str().unwrap()];
+        let dump = ztunnel_tests::run(None, &dump, SOON).unwrap().ok().unwrap();
+        let dump: serde_json::Value = serde_json::from_str(&dump).unwrap();
+        dump.as_array().unwrap().len()
+    };
+    assert!(becomes_true(SOON, || left() == 1024), "{} verdicts", left());
+    let lines = || mesh.node("n1").access_log().len();
+    assert!(
+        becomes_true(SOON, || lines() >= 1200),
+        "{} of 1200 connections were tried",
+        lines()
+    );
+    assert_eq!(left(), 1024);
+    // It can do without.
+    mesh.pod("sleep").get(mesh.pod("web").at(HTTP), "/").unwrap();
+}
+
+#[test]
+fn an_app_may_listen_on_any_port_on_all_addresses() {
+    let mesh = cast("ports").up().unwrap();
+    let script = "import socket
+refused = []
+for family, any in (socket.AF_INET, '0.0.0.0'), (socket.AF_INET6, '::'):
+    for port in range(20, 65536):
+        s = socket.socket(family)
+        if family == socket.AF_INET6:
+            s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            s.bind((any, port))
+        except OSError:
+            refused.append(port)
+        s.close()
+print(refused)";
+    let printed = mesh.pod("sleep").exec(&["python3", "-c", script]).unwrap();
+    assert_eq!(printed.ok().unwrap().trim(), "[]");
+}
+
+#[test]
 fn a_pod_may_not_set_the_mesh_s_mark() {
     let mesh = cast("mark").up().unwrap();
     let set = |mark: u32| {

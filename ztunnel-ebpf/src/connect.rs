@@ -30,6 +30,8 @@ use crate::{
     verdict::Connect,
 };
 
+/// In place of a generation: what is excluded is so whatever becomes of the mesh.
+const FOR_EVER: u64 = 0;
 const ECONNREFUSED: i32 = 111;
 const EPERM: i32 = 1;
 /// Ports of Istio's proxies inside a pod: the proxy refuses them by name.
@@ -140,7 +142,7 @@ impl<const V6: bool> App<'_, V6> {
     fn judge(&mut self, pod: &PodRecord) -> Connect {
         if EXCLUDE.get(&Key::new(128, self.dialled.ip.0)).is_some() {
             bump(counter::CONNECT_EXCLUDED);
-            return self.pass_through();
+            return self.pass_through(FOR_EVER);
         }
         let family = if self.dialled.ip.is_v4() {
             FAMILY_V4
@@ -234,7 +236,7 @@ impl<const V6: bool> App<'_, V6> {
             self.go_to(endpoint.ip, endpoint.port);
         }
         bump(counter::CONNECT_PASSTHROUGH);
-        self.pass_through()
+        self.pass_through(generation_of(mesh))
     }
 
     /// An enrolled pod of this node.
@@ -299,8 +301,9 @@ impl<const V6: bool> App<'_, V6> {
     }
 
     #[inline(always)]
-    fn pass_through(&mut self) -> Connect {
+    fn pass_through(&mut self, generation: u64) -> Connect {
         self.socket.tag = TAG_PASSTHROUGH;
+        self.socket.generation = generation;
         Connect::Allow
     }
 

@@ -16,7 +16,7 @@ use ztunnel_common::{
 };
 
 use crate::{
-    maps::LISTENERS,
+    maps::{LISTENERS, MESH},
     packet::{Family, Tcp},
     tag,
 };
@@ -74,7 +74,13 @@ impl Sender {
             return false;
         };
         let judged = match entry.tag {
-            TAG_PASSTHROUGH => true,
+            // Zero: excluded, whatever becomes of the mesh. A SYN may leave long after connect() (TCP Fast Open).
+            TAG_PASSTHROUGH => {
+                entry.generation == 0
+                    || MESH
+                        .get(0)
+                        .is_some_and(|mesh| mesh.generation == entry.generation)
+            }
             TAG_DIRECT => entry.flags & FLAG_RECORDED != 0,
             _ => false,
         };

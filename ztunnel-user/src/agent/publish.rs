@@ -3,7 +3,7 @@
 //! here: addresses and services are `mesh::view`'s word, verdicts are `policy`'s.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
@@ -304,9 +304,11 @@ impl Publisher {
     /// Decides anew what was decided before, so that a change costs no pod its direct path that may keep it.
     fn refresh_verdicts(&self, snapshot: &Snapshot, generation: u64) {
         let rights = self.tables.rights();
+        let mut of_source: HashMap<u64, usize> = HashMap::new();
         for (key, verdict) in rights.verdicts() {
             match self.decide(snapshot, &key, &verdict) {
                 Some(action) => {
+                    *of_source.entry(key.source).or_default() += 1;
                     let verdict = VerdictRecord {
                         generation,
                         action,
@@ -318,6 +320,9 @@ impl Publisher {
                 }
                 None => rights.remove_verdict(&key),
             }
+        }
+        for pod in self.local.all() {
+            pod.has_verdicts(of_source.get(&pod.cookie()).copied().unwrap_or_default());
         }
     }
 

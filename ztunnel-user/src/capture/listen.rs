@@ -18,13 +18,19 @@ use crate::{
     node::Netns,
 };
 
-/// Where IPv6 listeners are bound: the discard-only prefix of RFC 6666, routed nowhere.
-const NOWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1));
-/// For IPv4: TEST-NET-1 (RFC 5737).
-const NOWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+/// Where IPv4 listeners are bound, by role: TEST-NET-1 (RFC 5737).
+const NOWHERE_V4: [u8; 3] = [192, 0, 2];
+/// Where IPv6 listeners are bound, by role: the discard-only prefix of RFC 6666, routed nowhere.
+const NOWHERE_V6: u16 = 0x100;
+/// Ports that are assigned to nothing (IANA). A port on one address is taken for an app that binds it on all, so
+/// listeners stay off those that apps use; where all of these are taken the kernel picks one.
+const UNASSIGNED: [u16; 7] = [4, 6, 8, 10, 12, 14, 16];
+
 /// Whether an address is one that hidden listeners are bound to. Nobody has business there.
 pub fn is_hidden(ip: IpAddr) -> bool {
-    ip == NOWHERE_V4 || ip == NOWHERE_V6
+    [Role::Outbound, Role::Hbone, Role::Plaintext]
+        .into_iter()
+        .any(|role| ip == role.nowhere_v4() || ip == role.nowhere_v6())
 }
 
 /// Connections that may wait for accept(); the kernel cuts it to `net.core.somaxconn`.
@@ -47,6 +53,24 @@ impl Role {
             Self::Outbound => listener::ROLE_OUTBOUND,
             Self::Hbone => listener::ROLE_HBONE,
             Self::Plaintext => listener::ROLE_PLAINTEXT,
+        }
+    }
+
+    /// An address of its own, so that listeners of all roles may have the same port.
+    fn nowhere_v4(self) -> IpAddr {
+        let [a, b, c] = NOWHERE_V4;
+        Ipv4Addr::new(a, b, c, self.number()).into()
+    }
+
+    fn nowhere_v6(self) -> IpAddr {
+        Ipv6Addr::new(NOWHERE_V6, 0, 0, 0, 0, 0, 0, self.number().into()).into()
+    }
+
+    fn number(self) -> u8 {
+        match self {
+            Self::Outbound => 1,
+            Self::Hbone => 2,
+            Self::Plaintext => 3,
         }
     }
 }
@@ -76,8 +100,8 @@ impl Listener {
     /// # Errors
     /// [`ListenError`].
     pub fn open(netns: &Netns, tables: &Arc<Tables>, role: Role) -> Result<Self, ListenError> {
-        let v4 = Self::open_family(netns, tables, role, NOWHERE_V4, listener::FAMILY_V4)?;
-        let v6 = match Self::open_family(netns, tables, role, NOWHERE_V6, listener::FAMILY_V6) {
+        let v4 = Self::open_family(netns, tables, role, role.nowhere_v4(), listener::FAMILY_V4)?;
+        let v6 = match Self::open_family(netns, tables, role, role.nowhere_v6(), listener::FAMILY_V6) {
             Err(ListenError::Socket(error)) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
             other => Some(other?),
         };
@@ -133,10 +157,18 @@ impl Listener {
 /// (needs CAP_NET_ADMIN); that also allows the bind. A socket of each family, for one that is bound to an IPv6
 /// address takes no IPv4 connection, and the wildcard address could be named from inside the pod.
 fn bind(nowhere: IpAddr) -> io::Result<Socket> {
-    let address = SocketAddr::new(nowhere, 0);
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let domain = Domain::for_address(SocketAddr::new(nowhere, 0));
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_ip_transparent_v4(true)?;
-    socket.bind(&address.into())?;
+    let mut ports = UNASSIGNED.into_iter();
+    let taken = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+    loop {
+        let port = ports.next().unwrap_or(0);
+        match socket.bind(&SocketAddr::new(nowhere, port).into()) {
+            Err(error) if port != 0 && taken(&error) => {}
+            bound => break bound?,
+        }
+    }
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     Ok(socket)

@@ -1,7 +1,13 @@
 //! What every connection of one pod shares: which pod it is (by its namespace, never by what a packet says), and
 //! the parts of the node that the path needs.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use super::{
     addresses::Addresses,
@@ -58,6 +64,8 @@ pub struct Pod {
     pub(super) tables: Arc<Tables>,
     pub(super) local: LocalPods,
     pub(super) same_node: SameNode,
+    /// Verdicts about connections of this pod that were left to the kernel.
+    pub(super) verdicts: AtomicUsize,
     netns: Arc<Netns>,
     addresses: Addresses,
 }
@@ -83,6 +91,7 @@ impl Pod {
             mesh: parts.mesh,
             secrets: parts.secrets,
             telemetry: parts.telemetry,
+            verdicts: AtomicUsize::new(0),
             netns: Arc::clone(&parts.netns),
             tables: Arc::clone(&parts.tables),
             local: parts.local,
@@ -93,6 +102,11 @@ impl Pod {
             connections: Arc::default(),
             addresses,
         })
+    }
+
+    /// How many verdicts about connections of this pod the kernel has.
+    pub fn has_verdicts(&self, count: usize) {
+        self.verdicts.store(count, Ordering::Relaxed);
     }
 
     /// Which pod it is.

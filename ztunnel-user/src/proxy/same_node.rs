@@ -1,7 +1,10 @@
 //! A connection to another enrolled pod of this node: judged here, for both pods are ours. The decision is left to the
 //! kernel half for the next connections; this one is carried by the proxy, in plain text, over the pods' own network.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+};
 
 use ztunnel_common::{
     listener::HBONE_PORT,
@@ -101,6 +104,11 @@ fn destination(source: &Arc<Pod>, route: &HboneRoute) -> Option<(Arc<Pod>, Socke
     (is_it && !MESH_PORTS.contains(&to.port()) && to.port() != HBONE_PORT).then_some((pod, to))
 }
 
+/// Verdicts about connections of one pod that are left to the kernel between two changes of the mesh; connections
+/// beyond them go through the proxy. Each is decided again at every change, and all pods share the map: a pod that
+/// tries every port of its neighbours must not slow that down for the others.
+const MOST_VERDICTS: usize = 1024;
+
 /// A decision that the kernel half may go by, until the mesh changes.
 struct Verdict {
     source: u64,
@@ -112,6 +120,9 @@ struct Verdict {
 
 impl Verdict {
     fn leave(&self, pod: &Pod, action: u32) {
+        if pod.verdicts.fetch_add(1, Ordering::Relaxed) >= MOST_VERDICTS {
+            return;
+        }
         let key = VerdictKey {
             source: self.source,
             destination: self.destination,
