@@ -8,6 +8,7 @@ use super::{
     connections::Connections,
     dial::{AppDialer, UpstreamDialer},
     local::LocalPods,
+    splice::Splicing,
     tunnel::TunnelDialer,
 };
 use crate::{
@@ -43,6 +44,8 @@ pub struct PodParts {
     pub local: LocalPods,
     /// How they reach each other.
     pub same_node: SameNode,
+    /// The node's means to splice.
+    pub splicing: Splicing,
 }
 
 /// One enrolled pod, as its connections see it.
@@ -58,6 +61,7 @@ pub struct Pod {
     pub(super) tables: Arc<Tables>,
     pub(super) local: LocalPods,
     pub(super) same_node: SameNode,
+    pub(super) splicing: Splicing,
     netns: Arc<Netns>,
     addresses: Addresses,
 }
@@ -87,6 +91,7 @@ impl Pod {
             tables: Arc::clone(&parts.tables),
             local: parts.local,
             same_node: parts.same_node,
+            splicing: parts.splicing,
             app: AppDialer::new(parts.netns, parts.tables),
             pool: HbonePool::new(PoolConfig::default(), Arc::new(tunnels)),
             upstream,
