@@ -267,6 +267,30 @@ fn a_node_that_is_told_not_to_splice_says_so_and_carries_the_connections() {
     assert!(ztunnel_tests::echoes(&stream, "relayed").unwrap());
 }
 
+#[tokio::test]
+async fn a_kernel_that_answers_fionread_wrongly_splices_only_where_that_is_accepted() {
+    let accepting = SplicedMesh::raise("accepting").unwrap();
+    let (mut near, far) = accepting.connect_spliced().await.unwrap();
+    near.write_all(b"unread").await.unwrap();
+    far.readable().await.unwrap();
+    let mut unread: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int, to a place that holds one; the descriptor is open.
+    let asked = unsafe { libc::ioctl(far.as_raw_fd(), libc::FIONREAD, &raw mut unread) };
+    assert_eq!(asked, 0);
+    let mesh = Mesh::build("careful").node("n1").node_env("SAME_NODE", "proxy");
+    let mesh = mesh.pod("client").with("splice: true").up().unwrap();
+    let dump = mesh.node("n1").config_dump().unwrap();
+    let word = dump["config"]["splice"].as_str().unwrap();
+    if unread == 6 {
+        assert_eq!(word, "on");
+    } else {
+        assert!(
+            word.starts_with("off: this kernel answers FIONREAD"),
+            "{unread} of 6 bytes: {word}"
+        );
+    }
+}
+
 /// The maps called `splice` that a process holds, by number.
 fn maps_of(pid: u32) -> BTreeSet<u64> {
     let maps = run(None, &["bpftool", "-j", "map", "list"], SOON)
