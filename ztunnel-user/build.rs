@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail};
 mod protos;
 
 const BPF_TARGET: &str = "bpfel-unknown-none";
+/// The binaries of package `ztunnel-ebpf`.
+const OBJECTS: [&str; 2] = ["ztunnel-ebpf", "ztunnel-splice"];
 
 fn main() -> Result<()> {
     protos::compile_protos()?;
@@ -62,10 +64,13 @@ fn build_kernel_half() -> Result<()> {
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    let built = target_dir.join(BPF_TARGET).join("release/ztunnel-ebpf");
-    let mut object = std::fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
-    make_union_names_plain(&mut object);
-    std::fs::write(out.join("ztunnel-ebpf"), object).context("writing the object")
+    for name in OBJECTS {
+        let built = target_dir.join(BPF_TARGET).join("release").join(name);
+        let mut object = std::fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+        make_union_names_plain(&mut object);
+        std::fs::write(out.join(name), object).context("writing the object")?;
+    }
+    Ok(())
 }
 
 /// bpf-linker 0.10 makes C identifiers of the names of generic structs in BTF, but not of unions, and the kernel

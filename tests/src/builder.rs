@@ -30,6 +30,7 @@ pub(crate) struct PodPlan {
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) services: Vec<String>,
     pub(crate) policies: Vec<String>,
+    pub(crate) more: Vec<String>,
     pub(crate) apps: Vec<Vec<String>>,
 }
 
@@ -115,6 +116,7 @@ impl MeshBuilder {
             ips: Vec::new(),
             services: Vec::new(),
             policies: Vec::new(),
+            more: Vec::new(),
             apps: Vec::new(),
         });
         self
@@ -152,6 +154,13 @@ impl MeshBuilder {
     #[must_use]
     pub fn under(mut self, policy: &str) -> Self {
         self.last_pod().policies.push(policy.to_owned());
+        self
+    }
+
+    /// A further line of the pod's entry in the mesh file, e.g. `splice: true`.
+    #[must_use]
+    pub fn with(mut self, line: &str) -> Self {
+        self.last_pod().more.push(line.to_owned());
         self
     }
 
@@ -272,7 +281,7 @@ impl MeshBuilder {
                     .map(|service| (service.key(), service.ports.clone()))
                     .collect(),
                 policies: pod.policies.clone(),
-                more: Vec::new(),
+                more: pod.more.clone(),
             });
         MeshFile {
             settings: self.settings.clone(),

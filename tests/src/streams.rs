@@ -89,6 +89,14 @@ impl Pattern {
         }
     }
 
+    /// Its first `size` bytes.
+    #[must_use]
+    pub fn bytes(mut self, size: usize) -> Vec<u8> {
+        let mut bytes = vec![0; size];
+        bytes.chunks_mut(BLOCK).for_each(|block| self.fill(block));
+        bytes
+    }
+
     /// Sends `size` bytes of it, then FIN.
     pub fn send(mut self, mut stream: &TcpStream, size: usize) -> Result<()> {
         let mut block = vec![0; BLOCK];

@@ -41,6 +41,13 @@ macro_rules! abi_struct {
                 // SAFETY: as many bytes as the type has, every bit pattern is a value (AbiField), any alignment.
                 Some(unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() })
             }
+
+            /// The bytes as they lie in memory.
+            #[must_use]
+            pub fn as_bytes(&self) -> &[u8] {
+                // SAFETY: no padding (asserted above), so every byte is initialised; borrowed for as long as the value.
+                unsafe { core::slice::from_raw_parts(core::ptr::from_ref(self).cast(), size_of::<Self>()) }
+            }
         }
         #[cfg(feature = "user")]
         #[expect(unsafe_code, reason = "aya::Pod is an unsafe marker trait")]

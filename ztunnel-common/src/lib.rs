@@ -15,6 +15,7 @@ pub mod listener;
 pub mod mark;
 pub mod mesh;
 pub mod pod;
+pub mod splice;
 pub mod tuple;
 
 pub use abi::ABI_VERSION;

@@ -193,7 +193,8 @@ pub struct ClonedSkStorage<T> {
 unsafe impl<T> Sync for ClonedSkStorage<T> {}
 
 impl<T> ClonedSkStorage<T> {
-    const fn new() -> Self {
+    /// A map to be; the loader reads its type alone.
+    pub const fn new() -> Self {
         Self {
             r#type: core::ptr::null(),
             key: core::ptr::null(),

@@ -47,6 +47,7 @@ impl DumpSource for Pods {
             "adminAddr": settings.admin,
             "numWorkerThreads": settings.workers,
             "selfTerminationDeadline": { "secs": settings.drain.as_secs(), "nanos": settings.drain.subsec_nanos() },
+            "splice": self.splicing(),
             "meshGeneration": self.live_mesh().generation(),
         })
     }

@@ -10,6 +10,7 @@ mod flows;
 mod kubelet;
 mod pods;
 mod publish;
+mod splicing;
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,6 +28,7 @@ use crate::{
     identity::{CaClientConfig, SecretStore, SystemClock},
     meshfile::Options,
     node::{self, Steering},
+    proxy::Splicing,
     source::{LiveMesh, file, watch},
     telemetry::{Telemetry, log::LogHandle, metrics::KernelCounters},
 };
@@ -92,7 +94,8 @@ async fn serve(
 
     let tc = kernel_options.tc.word(host.tcx);
     let kernel = Kernel::open(&settings.bpf_dir, kernel_options.tc, kernel_options.debug)?;
-    telemetry.watch_kernel(Arc::new(Counted(Arc::clone(kernel.tables()))));
+    let splicing = Splicing::default();
+    telemetry.watch_kernel(Arc::new(Counted(Arc::clone(kernel.tables()), splicing.clone())));
     let steering = steer(&settings, &kernel)?;
     let secrets = SecretStore::new(ca_config(&settings), Arc::new(SystemClock))?;
 
@@ -108,6 +111,7 @@ async fn serve(
         telemetry: Arc::clone(&telemetry),
         workers: workers.clone(),
         kernel_carries: matches!(steering, Steering::ConnectHook { .. }),
+        splicing,
     })?;
     let _probes = tokio::spawn(kubelet::follow(
         settings.kubelet.clone(),
@@ -263,10 +267,12 @@ async fn stopped(stop: &Notify) -> &'static str {
     }
 }
 
-struct Counted(Arc<Tables>);
+struct Counted(Arc<Tables>, Splicing);
 
 impl KernelCounters for Counted {
     fn read(&self) -> Vec<(&'static str, u64)> {
-        self.0.counters()
+        let mut counters = self.0.counters();
+        counters.extend(self.1.get().map(|splice| splice.counters()).unwrap_or_default());
+        counters
     }
 }

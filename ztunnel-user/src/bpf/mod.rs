@@ -13,6 +13,7 @@ mod mesh_tables;
 mod object;
 mod probe;
 mod rights;
+pub mod splice;
 mod tables;
 
 use std::{
@@ -109,6 +110,12 @@ pub enum BpfError {
     /// The object lacks a map or program that this binary needs.
     #[error("the embedded eBPF object has no {0}: the binary was not built whole")]
     Missing(&'static str),
+    /// A socket of ours cannot have the send buffer that splicing needs.
+    #[error("enlarging the send buffer of a socket that is to be sent through")]
+    SendBuffer(#[source] io::Error),
+    /// A pod's namespace cannot be entered.
+    #[error("entering the pod's network namespace")]
+    Enter(#[source] io::Error),
     /// The devices of the pod's namespace cannot be listed.
     #[error("listing the network devices of the pod")]
     Devices(#[source] io::Error),
@@ -195,6 +202,14 @@ impl Kernel {
             self.pins.join("links").join(format!("{cookie:x}")),
             self.tc_mode,
         )
+    }
+
+    /// Makes splicing possible for sockets below the cgroup v2 at `cgroup`, for as long as the result lives.
+    ///
+    /// # Errors
+    /// [`splice::SpliceProblem`]: this node cannot splice; everything is relayed.
+    pub fn open_splice(&self, cgroup: &Path) -> Result<Arc<splice::Splice>, splice::SpliceProblem> {
+        splice::Splice::open(&self.pins, cgroup)
     }
 
     /// Removes the pins of a pod whose namespace is gone.

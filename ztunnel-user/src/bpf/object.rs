@@ -30,8 +30,12 @@ const MAPS: [&str; 20] = [
     "kubelet",
     "sk_tags",
     "counters",
-    "AYA_LOGS",
+    LOGS,
 ];
+const LOGS: &str = "AYA_LOGS";
+
+/// The kernel half of splicing.
+static SPLICE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ztunnel-splice"));
 
 /// aya-log level that leaves no log call in the program.
 pub(super) const LOG_OFF: u8 = 0;
@@ -52,6 +56,31 @@ pub(super) fn load(pins: &Path, cookie: u64, log_level: u8) -> Result<Ebpf, BpfE
         loader.map_pin_path(map, pins.join(map.to_ascii_lowercase()));
     }
     Ok(loader.load(OBJECT)?)
+}
+
+/// Offsets of fields in structures of the running kernel, bytes.
+pub(super) struct KernelFields {
+    /// `tcp_sock.write_seq`.
+    pub(super) write_seq: u32,
+    /// `sock.sk_socket`.
+    pub(super) sk_socket: u32,
+    /// `socket.file`.
+    pub(super) socket_file: u32,
+    /// `file.f_flags`.
+    pub(super) file_flags: u32,
+}
+
+/// Loads the maps of splicing, fresh ones, beside those that are pinned, and prepares its programs.
+pub(super) fn load_splice(pins: &Path, fields: &KernelFields) -> Result<Ebpf, BpfError> {
+    let mut loader = EbpfLoader::new();
+    loader.override_global("WRITE_SEQ", &fields.write_seq, true);
+    loader.override_global("SK_SOCKET", &fields.sk_socket, true);
+    loader.override_global("SOCKET_FILE", &fields.socket_file, true);
+    loader.override_global("FILE_FLAGS", &fields.file_flags, true);
+    for map in MAPS.into_iter().filter(|map| *map != LOGS) {
+        loader.map_pin_path(map, pins.join(map));
+    }
+    Ok(loader.load(SPLICE_OBJECT)?)
 }
 
 /// How often kernel log records are fetched while they are on.

@@ -16,7 +16,7 @@ use crate::{
     bpf::TcMode,
     config::{
         ADMIN_PORT, ConnectHook, KubeletSetting, METRICS_PORT, NonMesh, READY_PORT, SameNode, Settings,
-        default_workers,
+        SpliceMode, default_workers,
     },
     mesh::{ClusterId, NodeName},
 };
@@ -131,6 +131,16 @@ pub(super) struct RunArgs {
         value_name = "WAY"
     )]
     non_mesh: NonMesh,
+    /// Whether connections between pods of this node whose workloads say `splice: true` go past the proxy: auto, if the
+    /// kernel keeps every promise to their programs; always, also if it answers FIONREAD wrongly; off.
+    #[arg(
+        long,
+        env = "ZTUNNEL_SPLICE",
+        default_value = "auto",
+        value_enum,
+        value_name = "MODE"
+    )]
+    splice: SpliceMode,
     /// Destinations that are never the mesh's affair, as in 10.0.0.0/8,fd00::/8.
     #[arg(
         long,
@@ -181,6 +191,7 @@ fn settings(args: RunArgs) -> anyhow::Result<Settings> {
         bpf_dir: std::path::absolute(args.bpf_dir)?,
         same_node: args.same_node,
         non_mesh: args.non_mesh,
+        splice: args.splice,
         exclude: args.exclude_outbound,
         cgroup_root: args.host.cgroup_root.map(std::path::absolute).transpose()?,
         connect_hook: args.host.connect_hook,

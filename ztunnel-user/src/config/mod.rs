@@ -38,6 +38,18 @@ pub enum NonMesh {
     Proxy,
 }
 
+/// Whether connections between pods of this node that ask for it are spliced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum SpliceMode {
+    /// If this kernel keeps every promise to their apps.
+    #[default]
+    Auto,
+    /// Also where the kernel tells an app of a spliced socket that there is nothing to read (`FIONREAD`) when there is.
+    Always,
+    /// Never.
+    Off,
+}
+
 /// Everything `ztunnel run` needs to know.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -63,6 +75,8 @@ pub struct Settings {
     pub same_node: SameNode,
     /// Who carries what is not the mesh's.
     pub non_mesh: NonMesh,
+    /// Whether connections of workloads that ask for it are spliced.
+    pub splice: SpliceMode,
     /// Destinations that are never the mesh's affair.
     pub exclude: Vec<IpNet>,
     /// Root of the cgroup v2 hierarchy; `None`: found among the mounts.

@@ -164,6 +164,9 @@ pub struct Workload {
     pub network_gateway: Option<GatewayAddress>,
     /// Whether the program itself speaks HBONE, so nothing is captured for it.
     pub native_tunnel: bool,
+    /// Whether its connections with other such workloads of its node may go past the proxy inside the kernel.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub splice: bool,
     /// How an L7 proxy in the pod takes connections, if it is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub application_tunnel: Option<ApplicationTunnel>,
@@ -211,6 +214,7 @@ impl Workload {
             waypoint: None,
             network_gateway: None,
             native_tunnel: false,
+            splice: false,
             application_tunnel: None,
             authorization_policies: Vec::new(),
             status: HealthStatus::default(),

@@ -201,6 +201,7 @@ policies: [{name: p}]",
         "spiffe://example.org/ns/default/sa/default"
     );
     assert_eq!(workload.protocol, Protocol::Tcp);
+    assert!(!workload.splice && good("workloads: [{name: a, splice: true}]").workloads[0].splice);
     assert_eq!(file.services[0].hostname.as_str(), "s.default.svc.c.local");
     assert_eq!(file.policies[0].scope, PolicyScope::Namespace);
     assert_eq!(file.policies[0].action, Action::Allow);

@@ -32,6 +32,7 @@ const FIELDS: &[&str] = &[
     "waypoint",
     "networkGateway",
     "nativeTunnel",
+    "splice",
     "applicationTunnel",
     "authorizationPolicies",
     "status",
@@ -149,6 +150,7 @@ fn connections(record: &Record<'_>, references: &mut References, to: &mut Worklo
     to.protocol = record.choice("protocol", PROTOCOLS, problems);
     to.status = record.choice("status", STATUSES, problems);
     to.native_tunnel = record.boolean("nativeTunnel", problems);
+    to.splice = record.boolean("splice", problems);
     to.application_tunnel = record
         .field("applicationTunnel")
         .and_then(|field| read_tunnel(field, problems));

@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
 use ztunnel_common::mark;
 
-use super::{addresses::Addresses, local::LocalPeer};
+use super::{addresses::Addresses, local::LocalPeer, splice::Between};
 use crate::{
     bpf::{DirectGuard, Tables},
     identity::peer::VerifiedPeer,
@@ -77,16 +77,17 @@ impl UpstreamDialer {
 
     /// Connects to the app of another pod of this node, over the pods' own network, with the pod's own address. It
     /// takes leave and proof of who the client is, as [`AppDialer::connect`] does; the connection passes to the app
-    /// for as long as the guard lives.
+    /// for as long as the guard lives. With `splice`, its app's socket may be spliced.
     ///
     /// # Errors
     /// `connect_failed` or `connect_timeout`, with the address and the system's word.
-    pub async fn connect_neighbour(
+    pub(super) async fn connect_neighbour(
         &self,
         permit: Permit,
         client: LocalPeer,
         destination: u64,
         generation: u64,
+        splice: Option<&Between<'_>>,
     ) -> Result<(TcpStream, DirectGuard), CloseDetail> {
         let (to, from) = (permit.destination(), permit.source_ip());
         let failed = |error: &io::Error| CloseReason::ConnectFailed.with(format!("{to}: {error}"));
@@ -96,7 +97,9 @@ impl UpstreamDialer {
             .tables
             .announce_direct((self.netns.cookie(), destination), bound, to, generation)
             .map_err(|error| CloseReason::Internal.with(error.to_string()))?;
+        let announced = splice.and_then(|between| between.announce(bound, to));
         let connected = connect(socket, to).await?;
+        drop(announced);
         tracing::trace!(%to, ?client, "neighbour dialled");
         Ok((connected, passes))
     }

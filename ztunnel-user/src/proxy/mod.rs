@@ -15,6 +15,7 @@ mod plaintext;
 mod pod;
 mod same_node;
 mod serve;
+mod splice;
 mod tunnel;
 
 pub use connections::{Connections, Listed, ListedGuard};
@@ -23,3 +24,4 @@ pub use judge::{judge_carried, why_refused};
 pub use local::{LocalPeer, LocalPods};
 pub use pod::{Pod, PodParts};
 pub use serve::{PodListeners, start};
+pub use splice::Splicing;

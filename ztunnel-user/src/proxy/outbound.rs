@@ -3,14 +3,17 @@
 
 use std::sync::Arc;
 
+use tokio::net::TcpStream;
+
 use super::{
     Pod,
     connections::Listed,
-    copy::{Endpoint, relay},
+    copy::{Endpoint, RelayEnd, RelayError, relay, relay_spliced},
     dial, ending,
     judge::Judged,
     local::LocalPeer,
     same_node::{self, Neighbour},
+    splice::Between,
 };
 use crate::{
     bpf::{DirectGuard, four_tuple},
@@ -19,7 +22,7 @@ use crate::{
     hbone::{Authority, ConnectHead, TunnelKey, headers},
     mesh::{Flow, HboneRoute, Route, TcpRoute, Workload, resolve},
     reason::{CloseDetail, CloseReason},
-    telemetry::{Connection, Direction, Peer},
+    telemetry::{Connection, Counters, Direction, Peer},
 };
 
 /// Carries one captured connection to its end.
@@ -56,7 +59,7 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
         upstream = reach(&pod, tracker.connection(), &mut way, &peer) => upstream,
         () = drain.cut() => Err(CloseReason::Drained.with("while connecting")),
     };
-    let (upstream, _passes) = match upstream {
+    let reached = match upstream {
         Ok(upstream) => upstream,
         Err(failure) => {
             tracker.finish(Err(failure));
@@ -69,7 +72,7 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
         () = drain.cut() => Err(ending::cut()),
         revoked = way.revoked() => Err(revoked),
         other = peer.no_longer() => Err(other),
-        end = relay(Endpoint::Tcp(stream), upstream, &counters) => ending::of(end, &drain),
+        end = relay_all(&pod, stream, reached, &counters) => ending::of(end, &drain),
     };
     tracker.finish(end);
 }
@@ -141,15 +144,44 @@ fn way(peer: &LocalPeer, connection: &mut Connection) -> Result<Way, CloseDetail
     }
 }
 
+/// The other end of a connection.
+enum Reached {
+    Alone(Endpoint),
+    /// Another pod of this node, and the right by which the connection passes to its app.
+    Neighbour(TcpStream, Arc<Pod>, DirectGuard),
+}
+
+/// Carries the bytes, past the proxy where both pods ask for it and it can be.
+async fn relay_all(
+    pod: &Pod,
+    stream: TcpStream,
+    reached: Reached,
+    counters: &Counters,
+) -> Result<RelayEnd, RelayError> {
+    let (upstream, _passes) = match reached {
+        Reached::Alone(upstream) => (upstream, None),
+        Reached::Neighbour(upstream, server, passes) => {
+            let ways = Between::of(pod, &server).and_then(|between| between.ways(&stream, &upstream));
+            if let Some(ways) = ways {
+                let end = relay_spliced(stream, upstream, ways, counters).await;
+                drop(passes);
+                return end;
+            }
+            (Endpoint::Tcp(upstream), Some(passes))
+        }
+    };
+    relay(Endpoint::Tcp(stream), upstream, counters).await
+}
+
 /// Connects; with what the connection needs to pass, for as long as it lives.
 async fn reach(
     pod: &Pod,
     connection: &Connection,
     way: &mut Way,
     peer: &LocalPeer,
-) -> Result<(Endpoint, Option<DirectGuard>), CloseDetail> {
+) -> Result<Reached, CloseDetail> {
     match way {
-        Way::Plain(tcp) => Ok((Endpoint::Tcp(pod.upstream.connect(tcp.target).await?), None)),
+        Way::Plain(tcp) => Ok(Reached::Alone(pod.upstream.connect(tcp.target).await?.into())),
         Way::Neighbour(neighbour, _) => {
             let neighbour = neighbour
                 .take()
@@ -161,9 +193,10 @@ async fn reach(
                     peer.clone(),
                     neighbour.pod.cookie(),
                     neighbour.generation,
+                    Between::of(pod, &neighbour.pod).as_ref(),
                 )
                 .await?;
-            Ok((Endpoint::Tcp(stream), Some(passes)))
+            Ok(Reached::Neighbour(stream, neighbour.pod, passes))
         }
         Way::Tunnel(hbone) => {
             let source = peer.workload();
@@ -179,7 +212,7 @@ async fn reach(
                 .connect(&key, &head)
                 .await
                 .map_err(|error| error.detail())?;
-            Ok((Endpoint::Hbone(stream), None))
+            Ok(Reached::Alone(stream.into()))
         }
     }
 }

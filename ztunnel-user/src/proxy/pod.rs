@@ -14,6 +14,7 @@ use super::{
     connections::Connections,
     dial::{AppDialer, UpstreamDialer},
     local::LocalPods,
+    splice::Splicing,
     tunnel::TunnelDialer,
 };
 use crate::{
@@ -49,6 +50,8 @@ pub struct PodParts {
     pub local: LocalPods,
     /// How they reach each other.
     pub same_node: SameNode,
+    /// The node's means to splice.
+    pub splicing: Splicing,
 }
 
 /// One enrolled pod, as its connections see it.
@@ -66,6 +69,7 @@ pub struct Pod {
     pub(super) same_node: SameNode,
     /// Verdicts about connections of this pod that were left to the kernel.
     pub(super) verdicts: AtomicUsize,
+    pub(super) splicing: Splicing,
     netns: Arc<Netns>,
     addresses: Addresses,
 }
@@ -96,6 +100,7 @@ impl Pod {
             tables: Arc::clone(&parts.tables),
             local: parts.local,
             same_node: parts.same_node,
+            splicing: parts.splicing,
             app: AppDialer::new(parts.netns, parts.tables),
             pool: HbonePool::new(PoolConfig::default(), Arc::new(tunnels)),
             upstream,

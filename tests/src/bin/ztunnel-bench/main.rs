@@ -17,6 +17,7 @@ mod support;
 mod table;
 mod tcp;
 mod usage;
+mod waiting;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;

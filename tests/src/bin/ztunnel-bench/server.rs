@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::case::{CONNECT_THREADS, LARGEST_MESSAGE};
+use crate::waiting::Waiting;
 
 /// Bound of one read or write, at both ends.
 pub(crate) const IO_LIMIT: Duration = Duration::from_secs(10);
@@ -17,6 +18,8 @@ pub(crate) const IO_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) const LISTENING: &str = "listening";
 
 const READ_SIZE: usize = 128 * 1024;
+/// Round trips in which the server waits in poll(2), before it is measured: see `waiting`.
+const WAITING: usize = 20;
 
 /// The ports of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,8 +118,9 @@ fn bounded(stream: &TcpStream) -> Result<()> {
     Ok(())
 }
 
-fn echo(mut stream: TcpStream) -> Result<()> {
+fn echo(stream: TcpStream) -> Result<()> {
     bounded(&stream)?;
+    let mut stream = Waiting::new(stream)?;
     let mut size = [0; 4];
     stream.read_exact(&mut size)?;
     let size = usize::try_from(u32::from_be_bytes(size))?;
@@ -125,13 +129,24 @@ fn echo(mut stream: TcpStream) -> Result<()> {
         "messages of {size} bytes: 1 to {LARGEST_MESSAGE} can be asked for"
     );
     let mut message = vec![0; size];
-    loop {
-        match stream.read(&mut message)? {
-            0 => return Ok(()),
-            start => stream.read_exact(&mut message[start..])?,
+    for _ in 0..WAITING {
+        if !echo_one(&mut stream, &mut message)? {
+            return Ok(());
         }
-        stream.write_all(&message)?;
     }
+    let mut stream = stream.blocking()?;
+    while echo_one(&mut stream, &mut message)? {}
+    Ok(())
+}
+
+/// Whether there was one.
+fn echo_one(stream: &mut (impl Read + Write), message: &mut [u8]) -> Result<bool> {
+    match stream.read(message)? {
+        0 => return Ok(false),
+        start => stream.read_exact(&mut message[start..])?,
+    }
+    stream.write_all(message)?;
+    Ok(true)
 }
 
 fn sink(mut stream: TcpStream) -> Result<()> {

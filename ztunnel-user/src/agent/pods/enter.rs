@@ -208,6 +208,7 @@ impl Inner {
             telemetry: Arc::clone(&self.telemetry),
             local: self.local.clone(),
             same_node: self.settings.same_node,
+            splicing: self.splice_pods.splicing().clone(),
         });
         let (serving, watch) = drain::channel();
         {

@@ -21,7 +21,7 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-use super::{flows::Flows, publish::Publisher};
+use super::{flows::Flows, publish::Publisher, splicing::SplicePods};
 use crate::{
     bpf::{Kernel, PodLinks, Tables},
     config::Settings,
@@ -29,7 +29,7 @@ use crate::{
     identity::SecretStore,
     mesh::Workload,
     node::{Answer, Netns, PodName, Record, Records, Request},
-    proxy::{LocalPods, Pod},
+    proxy::{LocalPods, Pod, Splicing},
     source::LiveMesh,
     telemetry::Telemetry,
 };
@@ -54,6 +54,7 @@ struct Inner {
     records: Records,
     local: LocalPods,
     publisher: Publisher,
+    splice_pods: SplicePods,
     flows: Arc<Flows>,
     /// Held by whoever moves a pod from one phase to the next, to the end of that: the moves wait for the kernel in
     /// between, and two of one pod would undo each other.
@@ -121,6 +122,8 @@ pub struct PodsParts {
     pub workers: Handle,
     /// Whether the kernel may carry connections by itself: only where it can tell of them and they can be cut.
     pub kernel_carries: bool,
+    /// The means to splice, given when the first workload asks.
+    pub splicing: Splicing,
 }
 
 impl Pods {
@@ -137,12 +140,14 @@ impl Pods {
             telemetry,
             workers,
             kernel_carries,
+            splicing,
         } = parts;
         let records = Records::open(&settings.run_dir)
             .with_context(|| format!("opening the records in {}", settings.run_dir.display()))?;
         let local = LocalPods::default();
         let publisher = Publisher::new(&settings, kernel_carries, kernel.tables(), &mesh, &local)
             .context("what an earlier node told the kernel cannot be taken back")?;
+        let splice_pods = SplicePods::new(&kernel, &settings, &mesh, &local, splicing);
         let flows = Flows::new(kernel.tables(), &mesh, &local, &telemetry);
         let (state, left) = (Mutex::default(), Notify::new());
         let inner = Inner {
@@ -155,6 +160,7 @@ impl Pods {
             records,
             local,
             publisher,
+            splice_pods,
             flows,
             turn: tokio::sync::Mutex::default(),
             state,
@@ -187,6 +193,11 @@ impl Pods {
     /// Tells the kernel half of a mesh that has changed, and ends what it carries and may not carry any more.
     pub fn publish(&self) {
         self.inner.publish();
+    }
+
+    /// Whether connections are spliced on this node, and if not, why.
+    pub(super) fn splicing(&self) -> String {
+        self.inner.splice_pods.word()
     }
 
     /// The connections that the kernel carries.
@@ -271,6 +282,7 @@ impl Inner {
     /// After the mesh or the pods that are served have changed.
     fn publish(&self) {
         self.publisher.publish();
+        self.splice_pods.refresh();
         self.flows.rejudge();
     }
 

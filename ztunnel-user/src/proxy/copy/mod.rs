@@ -9,11 +9,13 @@ mod carry;
 mod hbone;
 mod relay;
 mod side;
+mod splice;
 mod tcp;
 
 use std::fmt;
 use std::io;
 
+pub use splice::{Ways, relay_spliced};
 use thiserror::Error;
 use tokio::net::TcpStream;
 
