@@ -4,7 +4,7 @@
 //! Where connect() is judged (`connect.rs`) this is the net below it: what was steered there is routed to lo and never
 //! comes here; what was let go there is let go here if it goes where it was judged to go, and nowhere else.
 
-use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, btf_maps::lpm_trie::Key, programs::TcContext};
 use aya_log_ebpf::debug;
 use ztunnel_common::{
     capture::{TAG_CAPTURED, TAG_DIRECT, TAG_PASSTHROUGH, TAG_PROBE, TAG_PROXY, TAG_UNTOUCHED},
@@ -36,7 +36,7 @@ pub fn decide(ctx: &TcContext) -> Packet {
     }
     if let Some(sender) = &sender
         && is_let_go(tag)
-        && sender.is_established()
+        && sender.is_past_handshake()
     {
         return Packet::Continue;
     }
@@ -117,6 +117,10 @@ fn new_connection(ctx: &TcContext, packet: &Tcp, sender: Option<&Sender>) -> Pac
 /// without a socket (a reset, the last acknowledgement of a closed connection).
 #[inline(always)]
 fn unjudged(ctx: &TcContext, packet: &Tcp, sender: Option<&Sender>) -> Packet {
+    // The answer to a SYN has the SYN's mark: without any it goes to whoever is outside.
+    if packet.accepts_connection() && packet_mark(ctx) == 0 {
+        return Packet::Continue;
+    }
     if socket::receiver_is_here(ctx, packet) {
         return steer::turn_back(ctx);
     }
@@ -138,4 +142,11 @@ fn remember(sender: Option<&Sender>, tag: u32) {
 fn pod_state() -> Option<u32> {
     // SAFETY: the record is only replaced whole by the agent; a torn read of one u32 cannot happen.
     unsafe { PODS.get(POD.load()) }.map(|pod| pod.state)
+}
+
+#[inline(always)]
+fn packet_mark(ctx: &TcContext) -> u32 {
+    let skb: *mut __sk_buff = ctx.skb.skb;
+    // SAFETY: the context is valid for the run of the program; the field is read at its full width.
+    unsafe { core::ptr::read_volatile(&raw const (*skb).mark) }
 }

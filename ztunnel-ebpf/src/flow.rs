@@ -199,7 +199,8 @@ fn connected(ctx: &SockOpsContext) {
     }
 }
 
-/// A connection has come to one of our pods. What the proxy accepts, and what it dials, it accounts for itself.
+/// A connection has come to one of our pods. What the proxy accepts, and what it dials, it accounts for itself; a direct
+/// one is accounted for by its client's socket.
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext) {
     let cookie = netns_cookie(ctx);
@@ -230,7 +231,8 @@ fn accepted(ctx: &SockOpsContext) {
     // SAFETY: the record is only replaced whole.
     let (path, peer, generation) = match unsafe { DIRECT.get(tuple) } {
         Some(right) => match right.kind {
-            DIRECT_APP => (PATH_DIRECT, right.source, right.generation),
+            // Its client's socket is on this node too, and tells for both.
+            DIRECT_APP => return,
             DIRECT_PROXY => (PATH_PROXIED, right.source, right.generation),
             _ => (PATH_PROBE, 0, 0),
         },

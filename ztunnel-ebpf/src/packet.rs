@@ -130,6 +130,12 @@ impl Tcp {
     pub fn opens_connection(&self) -> bool {
         self.offset_and_flags[1] & (FLAG_SYN | FLAG_ACK) == FLAG_SYN
     }
+
+    /// The answer to the first packet of a connection.
+    #[inline(always)]
+    pub fn accepts_connection(&self) -> bool {
+        self.offset_and_flags[1] & (FLAG_SYN | FLAG_ACK) == FLAG_SYN | FLAG_ACK
+    }
 }
 
 /// What stands behind the extension headers of an IPv6 packet.

@@ -23,7 +23,9 @@ use crate::{
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
-const TCP_ESTABLISHED: u32 = 1;
+/// States of TCP's in which a socket sends no SYN, as bits: ESTABLISHED (1), FIN_WAIT1 (4), FIN_WAIT2 (5), CLOSE_WAIT (8),
+/// LAST_ACK (9), CLOSING (11).
+const PAST_HANDSHAKE: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
 const TCP_LISTEN: u32 = 10;
 /// `BPF_F_CURRENT_NETNS`.
 const CURRENT_NETNS: u64 = u64::MAX;
@@ -87,10 +89,10 @@ impl Sender {
         judged && entry.dst == packet.dst && entry.dst_port == packet.dst_port
     }
 
-    /// Whether the connection is established, so that its packets cannot open another one.
+    /// Whether the connection is established or ends, so that its packets cannot open another one.
     #[inline(always)]
-    pub fn is_established(&self) -> bool {
-        self.state() == TCP_ESTABLISHED
+    pub fn is_past_handshake(&self) -> bool {
+        PAST_HANDSHAKE & 1u32.wrapping_shl(self.state()) != 0
     }
 
     /// Remembers how packets of this socket are to be treated. Listening sockets are left untagged: their tag

@@ -3,16 +3,13 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use ztunnel_common::{
-    flow::{
-        END_CONNECT_FAILED, END_NO_HEALTHY_UPSTREAM, END_NO_SERVICE_PORT, END_ORDERLY, END_POLICY_DENIED,
-        EVENT_CLOSED, EVENT_OPENED, EVENT_REFUSED, FlowEvent, FlowRecord, INBOUND, OUTBOUND, PATH_DIRECT,
-        PATH_PASSTHROUGH, PATH_PROBE,
-    },
-    tuple::FourTuple,
+use ztunnel_common::flow::{
+    END_CONNECT_FAILED, END_NO_HEALTHY_UPSTREAM, END_NO_SERVICE_PORT, END_ORDERLY, END_POLICY_DENIED,
+    EVENT_CLOSED, EVENT_OPENED, EVENT_REFUSED, FlowEvent, FlowRecord, INBOUND, OUTBOUND, PATH_DIRECT,
+    PATH_PASSTHROUGH, PATH_PROBE,
 };
 
-use super::{Flows, State, ends, judged};
+use super::{Flows, State, ends};
 use crate::{
     mesh::{Service, Snapshot, Workload},
     policy::Facts,
@@ -25,9 +22,16 @@ use crate::{
 pub(super) struct Open {
     pub(super) flow: FlowRecord,
     /// `None` only while it is being finished.
-    tracker: Option<ConnectionTracker>,
+    own: Option<Side>,
+    /// Of a direct connection: the server's side. Its socket tells nothing, as the client's knows all of it.
+    server: Option<Side>,
     /// Why we end it, if we do.
     pub(super) cut: Option<CloseDetail>,
+}
+
+/// What one of the two pods reports.
+struct Side {
+    tracker: ConnectionTracker,
     _socket: SocketGuard,
     _listed: Option<ListedGuard>,
 }
@@ -35,22 +39,27 @@ pub(super) struct Open {
 impl Open {
     /// What is known of it.
     pub(super) fn connection(&self) -> Option<&Connection> {
-        self.tracker.as_ref().map(ConnectionTracker::connection)
+        self.own.as_ref().map(|side| side.tracker.connection())
     }
 
     fn finish(mut self, event: &FlowEvent, end: Result<(), CloseDetail>) {
         let lasted = Duration::from_nanos(event.at_ns.saturating_sub(self.flow.opened_ns));
-        let bytes = (event.bytes_sent, event.bytes_received);
-        if let Some(tracker) = self.tracker.take() {
-            tracker.finish_as_told(lasted, bytes, end);
+        let (sent, received) = (event.bytes_sent, event.bytes_received);
+        if let Some(server) = self.server.take() {
+            server
+                .tracker
+                .finish_as_told(lasted, (received, sent), end.clone());
+        }
+        if let Some(own) = self.own.take() {
+            own.tracker.finish_as_told(lasted, (sent, received), end);
         }
     }
 
     /// Finishes one of whose end the kernel has told nothing: its bytes are not known.
     pub(super) fn finish_untold(mut self, end: CloseDetail) {
         let end = self.cut.take().unwrap_or(end);
-        if let Some(tracker) = self.tracker.take() {
-            tracker.finish(Err(end));
+        for side in [self.server.take(), self.own.take()].into_iter().flatten() {
+            side.tracker.finish(Err(end.clone()));
         }
     }
 }
@@ -58,8 +67,8 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         // The process ends; the connection does not.
-        if let Some(tracker) = self.tracker.take() {
-            tracker.leave_open();
+        for side in [self.server.take(), self.own.take()].into_iter().flatten() {
+            side.tracker.leave_open();
         }
     }
 }
@@ -84,19 +93,30 @@ impl Flows {
 
     /// Follows a connection from here on.
     pub(super) fn track(&self, state: &mut State, flow: &FlowRecord) {
-        let connection = self.describe(state, flow);
-        if let Some((tuple, _)) = judged(flow)
-            && flow.direction == OUTBOUND
-        {
-            state.clients.insert(tuple, flow.socket);
-        }
-        let open = self.open(flow, connection);
+        let open = self.open(state, flow, true);
         state.open.insert(flow.socket, open);
     }
 
-    fn open(&self, flow: &FlowRecord, connection: Connection) -> Open {
+    /// `established`: the server has it too.
+    fn open(&self, state: &State, flow: &FlowRecord, established: bool) -> Open {
+        let connection = self.describe(state, flow);
+        let server = (established && flow.path == PATH_DIRECT && flow.direction == OUTBOUND).then(|| {
+            let mut server = connection.clone();
+            server.direction = Direction::Inbound;
+            self.side(flow.peer, flow, server)
+        });
+        Open {
+            flow: *flow,
+            own: Some(self.side(flow.pod, flow, connection)),
+            server,
+            cut: None,
+        }
+    }
+
+    /// What a pod reports of a connection.
+    fn side(&self, pod: u64, flow: &FlowRecord, connection: Connection) -> Side {
         let (src, dst) = ends(flow);
-        let listed = self.served(flow.pod).map(|pod| {
+        let listed = self.served(pod).map(|pod| {
             pod.connections().list(Listed {
                 direction: connection.direction,
                 src,
@@ -105,21 +125,18 @@ impl Flows {
                 protocol: "TCP",
             })
         });
-        Open {
-            flow: *flow,
-            cut: None,
+        Side {
             _socket: self.telemetry.socket_opened(connection.direction),
             _listed: listed,
-            tracker: Some(self.telemetry.open(connection)),
+            tracker: self.telemetry.open(connection),
         }
     }
 
     fn closed(&self, state: &mut State, event: &FlowEvent) {
         let flow = &event.flow;
-        let mut open = state.remove(flow.socket).unwrap_or_else(|| {
-            let connection = self.describe(state, flow);
-            self.open(flow, connection)
-        });
+        let mut open = state
+            .remove(flow.socket)
+            .unwrap_or_else(|| self.open(state, flow, event.end != END_CONNECT_FAILED));
         let cut = open.cut.take().or_else(|| state.cut.remove(&flow.socket));
         let end = match (cut, event.end) {
             (Some(cut), _) => Err(cut),
@@ -199,11 +216,9 @@ impl Flows {
             PATH_PROBE => FlowPath::Probe,
             _ => FlowPath::Proxied,
         };
-        connection.service = if inbound {
-            judged(flow).and_then(|(tuple, _)| state.service_of_client(&tuple))
-        } else {
-            service(own.as_ref(), &snapshot, asked(flow))
-        };
+        if !inbound {
+            connection.service = service(own.as_ref(), &snapshot, asked(flow));
+        }
         let (own, peer) = if flow.peer == 0 {
             let remote = if inbound { src } else { dst };
             let at = own
@@ -215,14 +230,6 @@ impl Flows {
         };
         (connection.source, connection.destination) = if inbound { (peer, own) } else { (own, peer) };
         connection
-    }
-}
-
-impl State {
-    /// The service that the client of a direct connection asked for: the server's socket does not know.
-    fn service_of_client(&self, tuple: &FourTuple) -> Option<Arc<Service>> {
-        let client = self.open.get(self.clients.get(tuple)?)?;
-        client.connection()?.service.clone()
     }
 }
 

@@ -53,8 +53,6 @@ struct State {
     events: Option<Events>,
     /// By the socket's cookie.
     open: HashMap<u64, Open>,
-    /// The client's socket of each open direct connection.
-    clients: HashMap<FourTuple, u64>,
     /// Connections that were ended by us and are not in `open`, with the reason.
     cut: HashMap<u64, CloseDetail>,
     /// Which pod a netns cookie is. Who has left the mesh keeps its name for as long as it has connections.
@@ -233,7 +231,7 @@ impl Flows {
         let own: Vec<FlowRecord> = self
             .carried()
             .into_values()
-            .filter(|flow| flow.pod == cookie)
+            .filter(|flow| flow.pod == cookie || serves_directly(flow, cookie))
             .collect();
         state.sockets.remove(&cookie);
         let sockets = (!own.is_empty()).then(|| Sockets::of(Arc::clone(netns)));
@@ -241,7 +239,7 @@ impl Flows {
             let gone = CloseReason::Drained.with("the pod's namespace is gone");
             state.mark(flow.socket, gone, || true);
             let (src, dst) = ends(flow);
-            let (local, remote) = if flow.direction == INBOUND {
+            let (local, remote) = if flow.direction == INBOUND || serves_directly(flow, cookie) {
                 (dst, src)
             } else {
                 (src, dst)
@@ -257,7 +255,7 @@ impl Flows {
         let left: Vec<u64> = state
             .open
             .values()
-            .filter(|open| open.flow.pod == cookie)
+            .filter(|open| open.flow.pod == cookie || serves_directly(&open.flow, cookie))
             .map(|open| open.flow.socket)
             .collect();
         for socket in own.iter().map(|flow| flow.socket).chain(left) {
@@ -323,13 +321,7 @@ impl State {
     }
 
     fn remove(&mut self, socket: u64) -> Option<Open> {
-        let open = self.open.remove(&socket)?;
-        if let Some((tuple, _)) = judged(&open.flow)
-            && self.clients.get(&tuple) == Some(&socket)
-        {
-            self.clients.remove(&tuple);
-        }
-        Some(open)
+        self.open.remove(&socket)
     }
 }
 
@@ -362,6 +354,11 @@ fn judged(flow: &FlowRecord) -> Option<(FourTuple, u64)> {
         pad: 0,
     };
     Some((tuple, source))
+}
+
+/// Whether a pod is the server of a direct connection, whose client's socket tells for both.
+fn serves_directly(flow: &FlowRecord, pod: u64) -> bool {
+    flow.path == PATH_DIRECT && flow.direction != INBOUND && flow.peer == pod
 }
 
 /// Client and server.

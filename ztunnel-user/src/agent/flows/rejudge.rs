@@ -10,7 +10,7 @@ use std::{
 };
 
 use ztunnel_common::{
-    flow::{FlowRecord, INBOUND, PATH_DIRECT, PATH_PASSTHROUGH, PATH_PROXIED},
+    flow::{FlowRecord, INBOUND, OUTBOUND, PATH_DIRECT, PATH_PASSTHROUGH, PATH_PROXIED},
     mesh::{DIRECT_APP, DIRECT_PROXY, DirectRecord},
     tuple::FourTuple,
 };
@@ -96,7 +96,10 @@ impl Flows {
         let Some((tuple, source)) = judged(flow) else {
             return;
         };
-        let opens = flow.direction == INBOUND && matches!(flow.path, PATH_DIRECT | PATH_PASSTHROUGH);
+        let opens = matches!(
+            (flow.path, flow.direction),
+            (PATH_DIRECT, OUTBOUND) | (PATH_PASSTHROUGH, INBOUND)
+        );
         if !opens && flow.generation == self.tables.mesh().generation() {
             return;
         }
