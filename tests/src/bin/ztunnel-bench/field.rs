@@ -139,6 +139,8 @@ fn raise(setup: Setup, pods: &[(Role, Spot)]) -> Result<Mesh> {
     for node in NODES {
         plan = plan.node(node);
     }
+    // As a node logs unless it is told otherwise; the fixture's nodes log for tests.
+    plan = plan.node_env("LOG_FORMAT", "text");
     for (key, value) in setup.node_env {
         plan = plan.node_env(key, value);
     }

@@ -29,6 +29,17 @@ pub(super) struct Open {
     pub(super) cut: Option<CloseDetail>,
 }
 
+/// What is known of a connection that is told of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// It is open.
+    Open,
+    /// It was open.
+    Ended,
+    /// It was never established; the server knows nothing of it.
+    Failed,
+}
+
 /// What one of the two pods reports.
 struct Side {
     tracker: ConnectionTracker,
@@ -74,18 +85,18 @@ impl Drop for Open {
 }
 
 impl Flows {
-    /// Takes one event.
-    pub(super) fn take(&self, state: &mut State, event: &FlowEvent) {
+    /// Takes one event; `ended`: that the connection has ended will be told presently.
+    pub(super) fn take(&self, state: &mut State, event: &FlowEvent, ended: bool) {
         match event.kind {
-            EVENT_OPENED => self.opened(state, &event.flow),
+            EVENT_OPENED => self.opened(state, &event.flow, ended),
             EVENT_CLOSED => self.closed(state, event),
             EVENT_REFUSED => self.refused(state, event),
             kind => tracing::debug!(kind, "an event of a kind that this version does not know"),
         }
     }
 
-    fn opened(&self, state: &mut State, flow: &FlowRecord) {
-        if !state.open.contains_key(&flow.socket) {
+    fn opened(&self, state: &mut State, flow: &FlowRecord, ended: bool) {
+        if !ended && !state.open.contains_key(&flow.socket) {
             self.track(state, flow);
         }
         self.judge_opened(state, flow);
@@ -93,30 +104,31 @@ impl Flows {
 
     /// Follows a connection from here on.
     pub(super) fn track(&self, state: &mut State, flow: &FlowRecord) {
-        let open = self.open(state, flow, true);
+        let open = self.open(state, flow, Known::Open);
         state.open.insert(flow.socket, open);
     }
 
-    /// `established`: the server has it too.
-    fn open(&self, state: &State, flow: &FlowRecord, established: bool) -> Open {
+    fn open(&self, state: &State, flow: &FlowRecord, known: Known) -> Open {
         let connection = self.describe(state, flow);
-        let server = (established && flow.path == PATH_DIRECT && flow.direction == OUTBOUND).then(|| {
-            let mut server = connection.clone();
-            server.direction = Direction::Inbound;
-            self.side(flow.peer, flow, server)
-        });
+        let server =
+            (known != Known::Failed && flow.path == PATH_DIRECT && flow.direction == OUTBOUND).then(|| {
+                let mut server = connection.clone();
+                server.direction = Direction::Inbound;
+                self.side(flow.peer, flow, server, known)
+            });
         Open {
             flow: *flow,
-            own: Some(self.side(flow.pod, flow, connection)),
+            own: Some(self.side(flow.pod, flow, connection, known)),
             server,
             cut: None,
         }
     }
 
     /// What a pod reports of a connection.
-    fn side(&self, pod: u64, flow: &FlowRecord, connection: Connection) -> Side {
+    fn side(&self, pod: u64, flow: &FlowRecord, connection: Connection, known: Known) -> Side {
         let (src, dst) = ends(flow);
-        let listed = self.served(pod).map(|pod| {
+        let pod = (known == Known::Open).then(|| self.served(pod)).flatten();
+        let listed = pod.map(|pod| {
             pod.connections().list(Listed {
                 direction: connection.direction,
                 src,
@@ -134,9 +146,10 @@ impl Flows {
 
     fn closed(&self, state: &mut State, event: &FlowEvent) {
         let flow = &event.flow;
-        let mut open = state
-            .remove(flow.socket)
-            .unwrap_or_else(|| self.open(state, flow, event.end != END_CONNECT_FAILED));
+        let mut open = state.remove(flow.socket).unwrap_or_else(|| {
+            let failed = event.end == END_CONNECT_FAILED;
+            self.open(state, flow, if failed { Known::Failed } else { Known::Ended })
+        });
         let cut = open.cut.take().or_else(|| state.cut.remove(&flow.socket));
         let end = match (cut, event.end) {
             (Some(cut), _) => Err(cut),

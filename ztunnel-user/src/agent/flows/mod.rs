@@ -15,7 +15,7 @@ use std::{
 
 use tokio::time::MissedTickBehavior;
 use ztunnel_common::{
-    flow::{FlowRecord, INBOUND, PATH_DIRECT, PATH_PASSTHROUGH, PATH_PROXIED},
+    flow::{EVENT_CLOSED, FlowEvent, FlowRecord, INBOUND, PATH_DIRECT, PATH_PASSTHROUGH, PATH_PROXIED},
     tuple::FourTuple,
 };
 
@@ -139,13 +139,20 @@ impl Flows {
 
     /// Takes up to `most` events; whether there may be more.
     fn read(&self, state: &mut State, most: usize) -> bool {
-        for _ in 0..most {
-            match state.events.as_mut().and_then(Events::read) {
-                Some(event) => self.take(state, &event),
-                None => return false,
-            }
+        let Some(events) = state.events.as_mut() else {
+            return false;
+        };
+        let batch: Vec<FlowEvent> = std::iter::from_fn(|| events.read()).take(most).collect();
+        // Most connections are short: what has opened and ended since the last look need not be kept in between.
+        let ended: HashSet<u64> = batch
+            .iter()
+            .filter(|event| event.kind == EVENT_CLOSED)
+            .map(|event| event.flow.socket)
+            .collect();
+        for event in &batch {
+            self.take(state, event, ended.contains(&event.flow.socket));
         }
-        true
+        batch.len() == most
     }
 
     fn read_all(&self, state: &mut State) {

@@ -246,8 +246,18 @@ fn is_plain(text: &str) -> bool {
             .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\' | b'='))
 }
 
+/// Whether `text` stands as it is in every form of line: nearly always.
+fn stands_as_it_is(text: &str) -> bool {
+    text.bytes()
+        .all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\')
+}
+
 /// Appends `text` so that it stays on its line, and inside quotes if it stands in them.
 fn escape(line: &mut String, text: &str, in_quotes: bool) {
+    if stands_as_it_is(text) {
+        line.push_str(text);
+        return;
+    }
     for character in text.chars() {
         match character {
             '"' | '\\' if in_quotes => {
@@ -269,9 +279,7 @@ fn escape(line: &mut String, text: &str, in_quotes: bool) {
 /// Appends `text` as a JSON string (RFC 8259, section 7).
 fn quote_json(line: &mut String, text: &str) {
     line.push('"');
-    let plain = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
-    if text.bytes().all(plain) {
-        // Nearly always.
+    if stands_as_it_is(text) {
         line.push_str(text);
         line.push('"');
         return;
