@@ -6,7 +6,7 @@ abi_struct! {
     /// Value of socket storage `sk_tags`: how packets of this socket are treated when they leave the pod.
     /// `TAG_PROXY` is only ever written by the agent through the socket's own descriptor; the kernel half
     /// never writes it.
-    pub struct SocketTag: 64 {
+    pub struct SocketTag: 80 {
         /// One of the `TAG_*` constants; zero means not judged yet.
         pub tag: u32,
         /// `FLAG_RECORDED`, or zero.
@@ -19,6 +19,8 @@ abi_struct! {
         pub dst: Ip16,
         /// What the app asked for.
         pub asked: Ip16,
+        /// With [`TAG_DIRECT`]: the client's address for which the verdict is; else of no account.
+        pub source: Ip16,
         /// Port of `dst`, network byte order.
         pub dst_port: [u8; 2],
         /// Port of `asked`, network byte order.

@@ -24,6 +24,9 @@ pub const MESH_SAME_NODE_DIRECT: u32 = 1;
 /// Destinations outside the mesh are carried by the kernel (`NON_MESH=direct`).
 pub const MESH_NON_MESH_DIRECT: u32 = 2;
 
+/// Map `exclude` is not empty.
+pub const MESH_EXCLUDES: u32 = 4;
+
 abi_struct! {
     /// Key of map `addresses`.
     pub struct AddressKey: 24 {

@@ -13,9 +13,9 @@ use ztunnel_common::{
     listener::{FAMILY_V4, FAMILY_V6, HBONE_PORT, ROLE_OUTBOUND},
     mark,
     mesh::{
-        ADDRESS_PLAIN, ADDRESS_POD, ADDRESS_SERVICE, AddressKey, EndpointRecord, MESH_NON_MESH_DIRECT,
-        MESH_SAME_NODE_DIRECT, MeshState, NODE_VIEW, SERVICE_EMPTY, SERVICE_ENDPOINTS, ServiceKey,
-        VERDICT_DENY, VERDICT_DIRECT, VerdictKey,
+        ADDRESS_PLAIN, ADDRESS_POD, ADDRESS_SERVICE, AddressKey, EndpointRecord, MESH_EXCLUDES,
+        MESH_NON_MESH_DIRECT, MESH_SAME_NODE_DIRECT, MeshState, NODE_VIEW, SERVICE_EMPTY, SERVICE_ENDPOINTS,
+        ServiceKey, VERDICT_DENY, VERDICT_DIRECT, VerdictKey,
     },
     pod::{PodIp, PodRecord, STATE_ENROLLED},
 };
@@ -140,7 +140,9 @@ impl<const V6: bool> App<'_, V6> {
 
     #[inline(always)]
     fn judge(&mut self, pod: &PodRecord) -> Connect {
-        if EXCLUDE.get(&Key::new(128, self.dialled.ip.0)).is_some() {
+        let mesh = MESH.get(0);
+        let excludes = mesh.is_some_and(|mesh| mesh.flags & MESH_EXCLUDES != 0);
+        if excludes && EXCLUDE.get(&Key::new(128, self.dialled.ip.0)).is_some() {
             bump(counter::CONNECT_EXCLUDED);
             return self.pass_through(FOR_EVER);
         }
@@ -153,7 +155,7 @@ impl<const V6: bool> App<'_, V6> {
             bump(counter::CONNECT_NO_LISTENER);
             return self.refuse(ECONNREFUSED);
         }
-        let Some(mesh) = MESH.get(0) else {
+        let Some(mesh) = mesh else {
             return self.steer(None);
         };
         let generation = generation_of(mesh);
@@ -258,16 +260,17 @@ impl<const V6: bool> App<'_, V6> {
         // SAFETY: the record is only replaced whole by the agent.
         let verdict = match unsafe { VERDICTS.get(key) } {
             Some(verdict) if verdict.generation == mesh.generation && self.may_be(verdict.source_ip) => {
-                verdict.action
+                verdict
             }
             _ => return self.steer(endpoint),
         };
-        match verdict {
+        match verdict.action {
             VERDICT_DIRECT => {
                 self.go_to(target.ip, target.port);
                 self.socket.tag = TAG_DIRECT;
                 self.socket.peer = target.cookie;
-                self.socket.generation = mesh.generation;
+                self.socket.source = verdict.source_ip;
+                self.socket.generation = verdict.generation;
                 bump(counter::CONNECT_DIRECT);
                 Connect::Allow
             }

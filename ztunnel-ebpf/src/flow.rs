@@ -20,7 +20,7 @@ use ztunnel_common::{
     mark,
     mesh::{
         ADDRESS_POD, AddressKey, ChoiceRecord, DIRECT_APP, DIRECT_PROBE, DIRECT_PROXY, DirectRecord,
-        NODE_VIEW, VerdictKey,
+        NODE_VIEW,
     },
     pod::STATE_ENROLLED,
     tuple::FourTuple,
@@ -29,7 +29,7 @@ use ztunnel_common::{
 use crate::{
     count::bump,
     event::{self, Account, NOTHING},
-    maps::{ADDRESSES, CHOICES, DIRECT, FLOWS, MESH, PODS, VERDICTS},
+    maps::{ADDRESSES, CHOICES, DIRECT, FLOWS, MESH, PODS},
     tag,
 };
 
@@ -88,18 +88,6 @@ fn connecting(ctx: &SockOpsContext) {
 fn direct(ctx: &SockOpsContext, entry: &mut SocketTag) {
     let ends = Ends::read(ctx);
     let source = netns_cookie(ctx);
-    let key = VerdictKey {
-        source,
-        destination: entry.peer,
-        ip: entry.dst,
-        port: entry.dst_port,
-        pad: [0; 6],
-    };
-    // SAFETY: the record is only replaced whole by the agent.
-    let judged = match unsafe { VERDICTS.get(key) } {
-        Some(verdict) => verdict.generation == entry.generation && verdict.source_ip == ends.local,
-        None => false,
-    };
     let tuple = FourTuple {
         netns_cookie: entry.peer,
         src: ends.local,
@@ -114,7 +102,8 @@ fn direct(ctx: &SockOpsContext, entry: &mut SocketTag) {
         kind: DIRECT_APP,
         pad: 0,
     };
-    let as_judged = judged && ends.remote == entry.dst && ends.remote_port == entry.dst_port;
+    let as_judged =
+        ends.local == entry.source && ends.remote == entry.dst && ends.remote_port == entry.dst_port;
     let flow = outgoing(ctx, entry, &ends, PATH_DIRECT);
     if as_judged && track(ctx, &flow) {
         if DIRECT.insert(tuple, right, 0).is_ok() {

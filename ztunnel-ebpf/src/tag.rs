@@ -8,18 +8,6 @@ use ztunnel_common::capture::SocketTag;
 
 use crate::maps::SK_TAGS;
 
-const UNTAGGED: SocketTag = SocketTag {
-    tag: 0,
-    flags: 0,
-    generation: 0,
-    peer: 0,
-    dst: ztunnel_common::addr::Ip16([0; 16]),
-    asked: ztunnel_common::addr::Ip16([0; 16]),
-    dst_port: [0; 2],
-    asked_port: [0; 2],
-    own_mark: 0,
-};
-
 /// The tag of a socket, if it has one. The pointer is good until the program ends.
 ///
 /// # Safety
@@ -32,17 +20,15 @@ pub unsafe fn find<'a>(socket: *mut bpf_sock) -> Option<&'a mut SocketTag> {
     unsafe { entry.cast::<SocketTag>().as_mut() }
 }
 
-/// The tag of a socket, made if there is none; `None` if the kernel has no memory for it.
+/// The tag of a socket, made (all zero) if there is none; `None` if the kernel has no memory for it.
 ///
 /// # Safety
 /// As [`find`].
 #[inline(always)]
 pub unsafe fn find_or_make<'a>(socket: *mut bpf_sock) -> Option<&'a mut SocketTag> {
-    let mut initial = UNTAGGED;
     let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
-    // SAFETY: as in `find`; the initial value outlives the call.
-    let entry =
-        unsafe { bpf_sk_storage_get(SK_TAGS.as_ptr(), socket.cast(), (&raw mut initial).cast(), create) };
+    // SAFETY: as in `find`; without an initial value the kernel makes one of zeros.
+    let entry = unsafe { bpf_sk_storage_get(SK_TAGS.as_ptr(), socket.cast(), core::ptr::null_mut(), create) };
     // SAFETY: as in `find`.
     unsafe { entry.cast::<SocketTag>().as_mut() }
 }

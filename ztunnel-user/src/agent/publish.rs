@@ -16,9 +16,9 @@ use ztunnel_common::{
     addr::Ip16,
     mesh::{
         ADDRESS_PLAIN, ADDRESS_POD, ADDRESS_SERVICE, ADDRESS_STEER, AddressRecord, EndpointRecord,
-        MESH_NON_MESH_DIRECT, MESH_SAME_NODE_DIRECT, MeshState, NODE_VIEW, SERVICE_AFFINITY, SERVICE_EMPTY,
-        SERVICE_ENDPOINTS, SERVICE_STEER, ServiceRecord, VERDICT_DENY, VERDICT_DIRECT, VerdictKey,
-        VerdictRecord,
+        MESH_EXCLUDES, MESH_NON_MESH_DIRECT, MESH_SAME_NODE_DIRECT, MeshState, NODE_VIEW, SERVICE_AFFINITY,
+        SERVICE_EMPTY, SERVICE_ENDPOINTS, SERVICE_STEER, ServiceRecord, VERDICT_DENY, VERDICT_DIRECT,
+        VerdictKey, VerdictRecord,
     },
     pod::{PodRecord, STATE_ENROLLED},
 };
@@ -96,6 +96,9 @@ impl Publisher {
         }
         if kernel_carries && settings.non_mesh == NonMesh::Direct {
             flags |= MESH_NON_MESH_DIRECT;
+        }
+        if !settings.exclude.is_empty() {
+            flags |= MESH_EXCLUDES;
         }
         let this = Self {
             tables: Arc::clone(tables),

@@ -40,6 +40,7 @@ pub struct PolicySet {
     by_namespace: HashMap<Namespace, Vec<Arc<Policy>>>,
     /// As given, for the dump.
     given: Vec<Arc<Policy>>,
+    dry_run: bool,
 }
 
 impl Default for PolicySet {
@@ -83,8 +84,15 @@ impl PolicySet {
             by_name,
             global,
             by_namespace,
+            dry_run: given.iter().any(|policy| policy.dry_run),
             given,
         }
+    }
+
+    /// Whether any policy is a dry run: only then has a connection that is allowed anything to be told of.
+    #[must_use]
+    pub fn has_dry_run(&self) -> bool {
+        self.dry_run
     }
 
     /// A policy by its name.
