@@ -23,6 +23,8 @@ pub const ROLE_PLAINTEXT: u32 = 3;
 
 /// HBONE: mutual TLS with HTTP/2 CONNECT inside. Peers address it directly.
 pub const HBONE_PORT: u16 = 15008;
+/// Ports that Istio's proxies use inside a pod; nobody is let through to an app there (ztunnel's illegal ports).
+pub const MESH_PORTS: [u16; 3] = [15001, 15006, HBONE_PORT];
 
 /// IPv4.
 pub const FAMILY_V4: u32 = 4;

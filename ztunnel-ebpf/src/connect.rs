@@ -10,7 +10,7 @@ use ztunnel_common::{
     addr::Ip16,
     capture::{SocketTag, TAG_DIRECT, TAG_PASSTHROUGH, TAG_PROXY, TAG_STEERED},
     counter, flow,
-    listener::{FAMILY_V4, FAMILY_V6, HBONE_PORT, ROLE_OUTBOUND},
+    listener::{FAMILY_V4, FAMILY_V6, MESH_PORTS, ROLE_OUTBOUND},
     mark,
     mesh::{
         ADDRESS_PLAIN, ADDRESS_POD, ADDRESS_SERVICE, AddressKey, EndpointRecord, MESH_EXCLUDES,
@@ -34,8 +34,6 @@ use crate::{
 const FOR_EVER: u64 = 0;
 const ECONNREFUSED: i32 = 111;
 const EPERM: i32 = 1;
-/// Ports of Istio's proxies inside a pod: the proxy refuses them by name.
-const ISTIO_PORTS: [u16; 3] = [15001, 15006, HBONE_PORT];
 
 /// The verdict on one connect().
 #[inline(always)]
@@ -246,7 +244,7 @@ impl<const V6: bool> App<'_, V6> {
     fn pod(&mut self, mesh: &MeshState, target: &Target, endpoint: Option<&EndpointRecord>) -> Connect {
         let ours = mesh.flags & MESH_SAME_NODE_DIRECT != 0
             && target.cookie != self.cookie
-            && !ISTIO_PORTS.contains(&u16::from_be_bytes(target.port));
+            && !MESH_PORTS.contains(&u16::from_be_bytes(target.port));
         if !ours {
             return self.steer(endpoint);
         }

@@ -6,7 +6,9 @@ use aya_log_ebpf::debug;
 use ztunnel_common::{
     addr::Ip16,
     counter,
-    listener::{FAMILY_V4, FAMILY_V6, HBONE_PORT, ListenerKey, ROLE_HBONE, ROLE_OUTBOUND, ROLE_PLAINTEXT},
+    listener::{
+        FAMILY_V4, FAMILY_V6, HBONE_PORT, ListenerKey, MESH_PORTS, ROLE_HBONE, ROLE_OUTBOUND, ROLE_PLAINTEXT,
+    },
     mesh::{DIRECT_APP, DIRECT_PROBE, MESH_NON_MESH_DIRECT},
     pod::{PodIp, PodRecord, STATE_ENROLLED, STATE_RELEASED},
     tuple::FourTuple,
@@ -21,8 +23,6 @@ use crate::{
 
 const IPPROTO_TCP: u32 = 6;
 const AF_INET: u32 = 2;
-/// Ports of Istio's proxies inside a pod: the proxy refuses them by name.
-const ISTIO_PORTS: [u16; 2] = [15001, 15006];
 
 /// The verdict on one incoming connection.
 #[inline(always)]
@@ -137,7 +137,7 @@ fn is_open(pod: u64, record: &PodRecord, arrival: &Arrival) -> bool {
     let open = record.open_generation != 0
         && record.open_generation == mesh.generation
         && mesh.flags & MESH_NON_MESH_DIRECT != 0
-        && !ISTIO_PORTS.contains(&arrival.dst_port)
+        && !MESH_PORTS.contains(&arrival.dst_port)
         && socket::proxy_listens(pod, ROLE_PLAINTEXT, arrival.family);
     if open {
         bump(counter::INBOUND_OPEN);

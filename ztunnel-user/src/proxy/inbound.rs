@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use http::StatusCode;
-use ztunnel_common::listener::HBONE_PORT;
+use ztunnel_common::listener::MESH_PORTS;
 
 use super::{
     Client, Pod,
@@ -25,9 +25,6 @@ use crate::{
     telemetry::{Connection, Direction, FlowPath, Peer},
     tls,
 };
-
-/// Ports that Istio's proxies use inside a pod; nobody is let through to them (ztunnel's illegal ports).
-pub(super) const MESH_PORTS: [u16; 3] = [15001, 15006, HBONE_PORT];
 
 /// Serves one tunnel to its end.
 pub(super) async fn serve(pod: Arc<Pod>, captured: Captured, mut drain: drain::Watch) {

@@ -4,13 +4,13 @@
 
 use std::sync::Arc;
 
+use ztunnel_common::listener::MESH_PORTS;
+
 use super::{
     Client, Pod,
     connections::Listed,
     copy::{Endpoint, relay},
-    dial, ending,
-    inbound::MESH_PORTS,
-    judge,
+    dial, ending, judge,
     local::LocalPeer,
 };
 use crate::{

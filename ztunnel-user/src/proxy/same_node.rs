@@ -7,13 +7,12 @@ use std::{
 };
 
 use ztunnel_common::{
-    listener::HBONE_PORT,
+    listener::MESH_PORTS,
     mesh::{VERDICT_DENY, VERDICT_DIRECT, VerdictKey, VerdictRecord},
 };
 
 use super::{
     Pod,
-    inbound::MESH_PORTS,
     judge::{self, Judged},
     local::LocalPeer,
 };
@@ -101,7 +100,7 @@ fn destination(source: &Arc<Pod>, route: &HboneRoute) -> Option<(Arc<Pod>, Socke
     let pod = source.local.of(there)?;
     // Another pod of the same name may be at the address of one that is being replaced.
     let is_it = pod.cookie() != source.cookie() && pod.owns(to.ip());
-    (is_it && !MESH_PORTS.contains(&to.port()) && to.port() != HBONE_PORT).then_some((pod, to))
+    (is_it && !MESH_PORTS.contains(&to.port())).then_some((pod, to))
 }
 
 /// Verdicts about connections of one pod that are left to the kernel between two changes of the mesh; connections
