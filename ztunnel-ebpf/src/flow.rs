@@ -88,14 +88,7 @@ fn connecting(ctx: &SockOpsContext) {
 fn direct(ctx: &SockOpsContext, entry: &mut SocketTag) {
     let ends = Ends::read(ctx);
     let source = netns_cookie(ctx);
-    let tuple = FourTuple {
-        netns_cookie: entry.peer,
-        src: ends.local,
-        dst: ends.remote,
-        src_port: ends.local_port,
-        dst_port: ends.remote_port,
-        pad: 0,
-    };
+    let tuple = ends.outgoing(entry.peer);
     let right = DirectRecord {
         source,
         generation: entry.generation,
@@ -124,14 +117,7 @@ fn choice(ctx: &SockOpsContext, entry: &SocketTag) {
         return;
     }
     let ends = Ends::read(ctx);
-    let tuple = FourTuple {
-        netns_cookie: netns_cookie(ctx),
-        src: ends.local,
-        dst: ends.remote,
-        src_port: ends.local_port,
-        dst_port: ends.remote_port,
-        pad: 0,
-    };
+    let tuple = ends.outgoing(netns_cookie(ctx));
     let chosen = ChoiceRecord {
         ip: entry.dst,
         port: entry.dst_port,
@@ -155,14 +141,7 @@ fn probe(ctx: &SockOpsContext, entry: &mut SocketTag) {
         Some(address) if address.kind == ADDRESS_POD => address.pod,
         _ => return,
     };
-    let tuple = FourTuple {
-        netns_cookie: pod,
-        src: ends.local,
-        dst: ends.remote,
-        src_port: ends.local_port,
-        dst_port: ends.remote_port,
-        pad: 0,
-    };
+    let tuple = ends.outgoing(pod);
     let right = DirectRecord {
         source: 0,
         generation: 0,
@@ -209,14 +188,7 @@ fn accepted(ctx: &SockOpsContext) {
     }
     entry.tag = TAG_UNTOUCHED;
     let ends = Ends::read(ctx);
-    let tuple = FourTuple {
-        netns_cookie: cookie,
-        src: ends.remote,
-        dst: ends.local,
-        src_port: ends.remote_port,
-        dst_port: ends.local_port,
-        pad: 0,
-    };
+    let tuple = ends.incoming(cookie);
     // SAFETY: the record is only replaced whole.
     let (path, peer, generation) = match unsafe { DIRECT.get(tuple) } {
         Some(right) => match right.kind {
@@ -350,14 +322,7 @@ fn forget_right(ctx: &SockOpsContext) {
         return;
     }
     let ends = Ends::read(ctx);
-    let _ = DIRECT.remove(FourTuple {
-        netns_cookie: entry.peer,
-        src: ends.local,
-        dst: ends.remote,
-        src_port: ends.local_port,
-        dst_port: ends.remote_port,
-        pad: 0,
-    });
+    let _ = DIRECT.remove(ends.outgoing(entry.peer));
     entry.flags &= !FLAG_RECORDED;
 }
 
@@ -437,6 +402,32 @@ struct Ends {
 }
 
 impl Ends {
+    /// The connection that this socket opens, as it arrives in the namespace with this cookie.
+    #[inline(always)]
+    fn outgoing(&self, netns_cookie: u64) -> FourTuple {
+        FourTuple {
+            netns_cookie,
+            src: self.local,
+            dst: self.remote,
+            src_port: self.local_port,
+            dst_port: self.remote_port,
+            pad: 0,
+        }
+    }
+
+    /// The connection that this socket was accepted for, in its namespace, which has this cookie.
+    #[inline(always)]
+    fn incoming(&self, netns_cookie: u64) -> FourTuple {
+        FourTuple {
+            netns_cookie,
+            src: self.remote,
+            dst: self.local,
+            src_port: self.remote_port,
+            dst_port: self.local_port,
+            pad: 0,
+        }
+    }
+
     #[inline(always)]
     fn read(ctx: &SockOpsContext) -> Self {
         let raw: *const bpf_sock_ops = ctx.ops;
