@@ -1,26 +1,24 @@
-//! One tunnel to a peer, client side: brings HTTP/2 up, drives it, and sends one CONNECT.
+//! One tunnel to a peer, client side: drives it, and sends one CONNECT.
 //!
 //! Which tunnel a request takes, and whether it is tried again, is the pool's business.
 
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use h2::client::{Connection, SendRequest};
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-use super::chunk::Chunk;
-use super::error::HboneError;
-use super::keepalive::{Beat, Keepalive};
+use super::driver::{Driver, Event};
+use super::error::{Broken, HboneError};
+use super::frame::Reason;
+use super::link::Link;
 use super::request::{ConnectHead, response_baggage};
-use super::settings;
-use super::stream::HboneStream;
+use super::stream::{HboneStream, Seat, StreamEnd};
+use super::tunnel::{Role, Tunnel};
 
 /// How far a tunnel is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,74 +102,67 @@ impl Drop for Lease {
     }
 }
 
-/// Starts HTTP/2 on an authenticated connection. The driver must be run for anything to happen.
-pub(super) async fn handshake<T>(
-    io: T,
-    state: &Arc<TunnelState>,
-    within: Duration,
-) -> Result<(SendRequest<Chunk>, Driver<T>), HboneError>
+/// The right to open streams in a tunnel. A tunnel in which nobody may, and without streams, ends.
+#[derive(Debug)]
+pub(super) struct Opener(Arc<Tunnel>);
+
+impl Opener {
+    fn new(tunnel: &Arc<Tunnel>) -> Self {
+        tunnel.lock().opener_comes();
+        Self(Arc::clone(tunnel))
+    }
+
+    /// Most streams that the peer serves.
+    pub(super) fn max_streams(&self) -> usize {
+        self.0.lock().max_streams()
+    }
+}
+
+impl Clone for Opener {
+    fn clone(&self) -> Self {
+        Self::new(&self.0)
+    }
+}
+
+impl Drop for Opener {
+    fn drop(&mut self) {
+        self.0.lock().opener_goes();
+    }
+}
+
+/// Starts HTTP/2 on an authenticated connection: what opens streams in it, and what must be run for anything to
+/// happen.
+pub(super) fn start<IO>(link: Link<IO>) -> (Opener, Driver<IO>)
 where
-    T: AsyncRead + AsyncWrite + Unpin,
+    IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let (sender, mut connection) = timeout(within, settings::client().handshake(io))
-        .await
-        .map_err(|_| HboneError::HandshakeTimeout)?
-        .map_err(|error| HboneError::Handshake(Arc::new(error)))?;
-    // The first PING goes out at once: its answer says that the peer's SETTINGS are known.
-    let keepalive = Keepalive::new(connection.ping_pong(), Duration::ZERO);
-    let driver = Driver {
-        connection,
-        keepalive,
-        state: Arc::clone(state),
-        window: settings::CONNECTION_WINDOW,
+    let driver = Driver::new(link, Role::Client, Duration::ZERO);
+    (Opener::new(&driver.tunnel), driver)
+}
+
+/// Runs a tunnel until it has ended. `rested` is asked now and then whether a tunnel without streams may be given up;
+/// giving it up means dropping every [`Opener`], which ends the connection in order.
+pub(super) async fn run<IO>(
+    mut driver: Driver<IO>,
+    state: &TunnelState,
+    mut rested: impl FnMut(&TunnelState),
+) -> Result<(), HboneError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let result = loop {
+        match poll_fn(|cx| driver.poll(cx)).await {
+            Ok(Event::Settled) => state.settle(),
+            Ok(Event::Alive) => rested(state),
+            // A server opens no streams.
+            Ok(Event::Arrived(_)) => {}
+            Ok(Event::Ended) => break Ok(()),
+            Err(why) if matches!(*why, Broken::Dead) => break Err(HboneError::Dead),
+            Err(why) => break Err(HboneError::Lost(Some(why))),
+        }
     };
-    Ok((sender, driver))
-}
-
-/// Moves the frames of one tunnel, and watches over it.
-pub(super) struct Driver<T> {
-    connection: Connection<T, Chunk>,
-    keepalive: Keepalive,
-    state: Arc<TunnelState>,
-    window: u32,
-}
-
-impl<T> Driver<T>
-where
-    T: AsyncRead + AsyncWrite + Unpin,
-{
-    /// Runs until the tunnel has ended. `rested` is asked now and then whether a tunnel without streams may
-    /// be given up; giving it up means dropping every sender, which ends the connection in order.
-    pub(super) async fn run(mut self, mut rested: impl FnMut(&TunnelState)) -> Result<(), HboneError> {
-        let result = poll_fn(|cx| self.poll(cx, &mut rested)).await;
-        self.state.close();
-        result
-    }
-
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        rested: &mut impl FnMut(&TunnelState),
-    ) -> Poll<Result<(), HboneError>> {
-        let window = settings::connection_window(self.state.streams());
-        if window > self.window {
-            self.window = window;
-            self.connection.set_target_window_size(window);
-        }
-        if let Poll::Ready(result) = Future::poll(Pin::new(&mut self.connection), cx) {
-            return Poll::Ready(result.map_err(|error| HboneError::Lost(Some(Arc::new(error)))));
-        }
-        while let Poll::Ready(beat) = self.keepalive.poll(cx) {
-            match beat {
-                Beat::Dead => return Poll::Ready(Err(HboneError::Dead)),
-                Beat::Alive => {
-                    self.state.settle();
-                    rested(&self.state);
-                }
-            }
-        }
-        Poll::Pending
-    }
+    state.close();
+    result
 }
 
 /// How a request failed, and what that says about trying again.
@@ -195,27 +186,37 @@ pub(super) enum Again {
 
 /// Sends one CONNECT and waits for the answer.
 pub(super) async fn request(
-    sender: SendRequest<Chunk>,
+    opener: Opener,
     head: &ConnectHead,
     lease: Lease,
     within: Duration,
 ) -> Result<HboneStream, RequestFailure> {
-    let answer = async {
-        let mut sender = sender.ready().await.map_err(unsent)?;
-        let (response, send) = sender.send_request(head.to_request(), false).map_err(unsent)?;
-        let response = response.await.map_err(lost)?;
-        Ok((response, send))
+    let tunnel = Arc::clone(&opener.0);
+    let id = tunnel.lock().open(&head.fields());
+    let Some(id) = id else {
+        return Err(RequestFailure {
+            error: HboneError::Lost(None),
+            again: Again::Unprocessed,
+        });
     };
-    let (response, send) = timeout(within, answer)
-        .await
-        .unwrap_or_else(|_| Err(refused(HboneError::ResponseTimeout)))?;
+    let seat = Seat {
+        tunnel,
+        id,
+        // Before the answer nobody is reset, only no longer interested.
+        abandoned: Reason::CANCEL,
+    };
+    let answer = poll_fn(|cx| seat.tunnel.lock().poll_answer(id, cx));
+    let answer = match timeout(within, answer).await {
+        Err(_) => return Err(refused(HboneError::ResponseTimeout)),
+        Ok(answer) => answer.map_err(lost)?,
+    };
     lease.0.settle();
-    if response.status() != StatusCode::OK {
-        return Err(refused(HboneError::Status(response.status())));
+    if answer.status != StatusCode::OK.as_u16() {
+        let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        return Err(refused(HboneError::Status(status)));
     }
-    let baggage = response_baggage(response.headers());
-    let stream = HboneStream::new(send, response.into_body());
-    Ok(stream.with_baggage(baggage).with_lease(lease))
+    let baggage = response_baggage(&answer);
+    Ok(HboneStream::new(seat).with_baggage(baggage).with_lease(lease))
 }
 
 fn refused(error: HboneError) -> RequestFailure {
@@ -225,23 +226,23 @@ fn refused(error: HboneError) -> RequestFailure {
     }
 }
 
-fn unsent(error: h2::Error) -> RequestFailure {
-    RequestFailure {
-        error: HboneError::Lost(Some(Arc::new(error))),
-        again: Again::Unprocessed,
-    }
-}
-
-fn lost(error: h2::Error) -> RequestFailure {
-    let again = if error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM) {
-        Again::Unprocessed
-    } else if error.is_io() {
-        Again::Broken
-    } else {
-        Again::No
+fn lost(end: StreamEnd) -> RequestFailure {
+    let (why, again) = match end {
+        StreamEnd::Reset(Reason::REFUSED_STREAM) => {
+            (Arc::new(Broken::Reset(Reason::REFUSED_STREAM)), Again::Unprocessed)
+        }
+        StreamEnd::Reset(reason) => (Arc::new(Broken::Reset(reason)), Again::No),
+        StreamEnd::Closed => (Arc::new(Broken::Reset(Reason::CANCEL)), Again::No),
+        StreamEnd::Lost(why) => {
+            let again = match *why {
+                Broken::Io(_) | Broken::Record(_) | Broken::Closed | Broken::Over => Again::Broken,
+                _ => Again::No,
+            };
+            (why, again)
+        }
     };
     RequestFailure {
-        error: HboneError::Lost(Some(Arc::new(error))),
+        error: HboneError::Lost(Some(why)),
         again,
     }
 }

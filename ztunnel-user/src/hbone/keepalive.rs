@@ -6,8 +6,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep, sleep};
+
+use super::tunnel::Tunnel;
 
 /// Time between an answer and the next PING.
 pub(super) const INTERVAL: Duration = Duration::from_secs(10);
@@ -17,63 +18,53 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
 /// What a keepalive notices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Beat {
-    /// The peer answered. This also proves that its SETTINGS have arrived: they come first.
+    /// The peer answered.
     Alive,
     /// The peer did not answer in time.
     Dead,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Resting,
     Asking,
-    /// The connection is ending; it says so itself.
     Over,
 }
 
+#[derive(Debug)]
 pub(super) struct Keepalive {
-    ping: Option<PingPong>,
     timer: Pin<Box<Sleep>>,
     state: State,
 }
 
 impl Keepalive {
     /// The first PING goes out after `first`.
-    pub(super) fn new(ping: Option<PingPong>, first: Duration) -> Self {
+    pub(super) fn new(first: Duration) -> Self {
         Self {
-            ping,
             timer: Box::pin(sleep(first)),
             state: State::Resting,
         }
     }
 
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Beat> {
-        let Some(ping) = &mut self.ping else {
-            return Poll::Pending;
-        };
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, tunnel: &Tunnel) -> Poll<Beat> {
         loop {
             match self.state {
                 State::Resting => {
                     ready!(self.timer.as_mut().poll(cx));
-                    self.state = match ping.send_ping(Ping::opaque()) {
-                        Ok(()) => State::Asking,
-                        Err(_) => State::Over,
-                    };
+                    tunnel.lock().ask();
+                    self.state = State::Asking;
                     self.timer.as_mut().reset(Instant::now() + TIMEOUT);
                 }
-                State::Asking => match ping.poll_pong(cx) {
-                    Poll::Ready(Ok(_)) => {
-                        self.state = State::Resting;
-                        self.timer.as_mut().reset(Instant::now() + INTERVAL);
-                        return Poll::Ready(Beat::Alive);
-                    }
-                    Poll::Ready(Err(_)) => self.state = State::Over,
-                    Poll::Pending => {
-                        ready!(self.timer.as_mut().poll(cx));
-                        self.state = State::Over;
-                        return Poll::Ready(Beat::Dead);
-                    }
-                },
+                State::Asking if std::mem::take(&mut tunnel.lock().pong) => {
+                    self.state = State::Resting;
+                    self.timer.as_mut().reset(Instant::now() + INTERVAL);
+                    return Poll::Ready(Beat::Alive);
+                }
+                State::Asking => {
+                    ready!(self.timer.as_mut().poll(cx));
+                    self.state = State::Over;
+                    return Poll::Ready(Beat::Dead);
+                }
                 State::Over => return Poll::Pending,
             }
         }

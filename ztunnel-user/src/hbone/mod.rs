@@ -4,22 +4,32 @@
 //! answers theirs, and [`stream`] is one carried connection. TLS is done before and policy is decided by the
 //! caller: nothing here knows an identity except as a key that keeps tunnels apart.
 
-mod chunk;
+mod batch;
 mod client;
+mod driver;
 mod error;
+pub mod fields;
+mod frame;
 pub mod headers;
+pub mod hpack;
+mod incoming;
 mod keepalive;
+mod link;
 pub mod pool;
 pub mod request;
 pub mod server;
 mod settings;
 pub mod stream;
+mod tunnel;
 
 #[cfg(test)]
 mod tests;
 
-pub use error::HboneError;
+pub use error::{Broken, Fault, HboneError};
+pub use fields::Fields;
+pub use frame::Reason;
+pub use link::Link;
 pub use pool::{Dialer, HbonePool, PoolConfig, TunnelKey};
 pub use request::{Authority, ConnectHead, ConnectRequest, RequestError};
 pub use server::{Handler, Responder, serve_connection};
-pub use stream::{HboneStream, StreamEnd};
+pub use stream::{HboneStream, PullError, Pulled, StreamEnd};

@@ -10,13 +10,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use h2::client::SendRequest;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
-use super::chunk::Chunk;
-use super::client::{self, Again, Lease, Phase, TunnelState};
+use super::client::{self, Again, Lease, Opener, Phase, TunnelState};
+use super::driver::Driver;
 use super::error::HboneError;
+use super::link::Link;
 use super::request::ConnectHead;
 use super::settings::MAX_STREAMS;
 use super::stream::HboneStream;
@@ -42,7 +42,7 @@ pub trait Dialer: Send + Sync + 'static {
     type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
     /// Connects, and verifies that the peer is one of `key.expected`. Must not take for ever.
-    fn dial(&self, key: &TunnelKey) -> impl Future<Output = Result<Self::Io, CloseDetail>> + Send;
+    fn dial(&self, key: &TunnelKey) -> impl Future<Output = Result<Link<Self::Io>, CloseDetail>> + Send;
 }
 
 /// The pool's times and bounds.
@@ -52,8 +52,6 @@ pub struct PoolConfig {
     pub streams_per_tunnel: usize,
     /// A tunnel without streams is given up after this time (within one ping interval).
     pub idle_timeout: Duration,
-    /// How long HTTP/2 may take to start.
-    pub handshake_timeout: Duration,
     /// How long a peer may take to answer CONNECT; it connects to its application in that time.
     pub response_timeout: Duration,
 }
@@ -63,7 +61,6 @@ impl Default for PoolConfig {
         Self {
             streams_per_tunnel: MAX_STREAMS,
             idle_timeout: Duration::from_secs(300),
-            handshake_timeout: Duration::from_secs(10),
             response_timeout: Duration::from_secs(20),
         }
     }
@@ -104,13 +101,13 @@ struct Bucket {
 type Dialing = watch::Receiver<Option<Result<(), HboneError>>>;
 
 struct Tunnel {
-    sender: SendRequest<Chunk>,
+    opener: Opener,
     state: Arc<TunnelState>,
 }
 
 /// A place in a tunnel for one stream.
 struct Ticket {
-    sender: SendRequest<Chunk>,
+    opener: Opener,
     state: Arc<TunnelState>,
     lease: Lease,
     reused: bool,
@@ -156,7 +153,7 @@ impl<D: Dialer> HbonePool<D> {
             };
             let (state, reused) = (Arc::clone(&ticket.state), ticket.reused);
             let within = self.inner.config.response_timeout;
-            let failure = match client::request(ticket.sender, head, ticket.lease, within).await {
+            let failure = match client::request(ticket.opener, head, ticket.lease, within).await {
                 Ok(stream) => return Ok(stream),
                 Err(failure) => failure,
             };
@@ -246,10 +243,10 @@ impl<D: Dialer> Inner<D> {
 
     async fn dial(self: &Arc<Self>, key: &TunnelKey) -> Result<(), HboneError> {
         let opened = async {
-            let io = self.dialer.dial(key).await.map_err(HboneError::Dial)?;
+            let link = self.dialer.dial(key).await.map_err(HboneError::Dial)?;
+            let (opener, driver) = client::start(link);
             let state = TunnelState::new();
-            let (sender, driver) = client::handshake(io, &state, self.config.handshake_timeout).await?;
-            Ok((Tunnel { sender, state }, driver))
+            Ok((Tunnel { opener, state }, driver))
         }
         .await;
         let mut shelf = self.shelf();
@@ -273,7 +270,7 @@ impl<D: Dialer> Inner<D> {
     }
 
     /// The driver holds the pool weakly: a pool that is dropped lets its tunnels go.
-    fn drive(self: &Arc<Self>, key: TunnelKey, state: Arc<TunnelState>, driver: client::Driver<D::Io>) {
+    fn drive(self: &Arc<Self>, key: TunnelKey, state: Arc<TunnelState>, driver: Driver<D::Io>) {
         let pool = Arc::downgrade(self);
         let idle_timeout = self.config.idle_timeout;
         tokio::spawn(async move {
@@ -284,7 +281,7 @@ impl<D: Dialer> Inner<D> {
                     pool.retire_idle(&key, state);
                 }
             };
-            let result = driver.run(rested).await;
+            let result = client::run(driver, &state, rested).await;
             match result {
                 Ok(()) => tracing::debug!(tunnel = %key.tunnel, "tunnel ended"),
                 Err(error) => tracing::debug!(tunnel = %key.tunnel, error = %error.detail(), "tunnel lost"),
@@ -341,7 +338,7 @@ impl Bucket {
                 // The first stream need not wait for the peer's limit: nobody allows less than one.
                 Phase::Fresh => streams == 0,
                 Phase::Settled => {
-                    let peer = tunnel.sender.current_max_send_streams();
+                    let peer = tunnel.opener.max_streams();
                     streams < peer.min(streams_per_tunnel).max(1)
                 }
                 Phase::Closed => false,
@@ -371,7 +368,7 @@ impl Tunnel {
     fn ticket(&self) -> Ticket {
         let lease = self.state.lease();
         Ticket {
-            sender: self.sender.clone(),
+            opener: self.opener.clone(),
             reused: self.state.phase() == Phase::Settled,
             state: Arc::clone(&self.state),
             lease,

@@ -6,20 +6,15 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
-use http::header::HeaderValue;
-use http::uri::Uri;
-use http::{HeaderMap, Method, Request, StatusCode, header};
+use http::StatusCode;
 use thiserror::Error;
 
+use super::fields::Fields;
 use super::headers::{Baggage, Forwarded, TraceParent};
 use crate::reason::CloseReason;
 
 /// Longest hostname in an authority, in bytes (RFC 1035, 2.3.4).
 const MAX_HOST: usize = 253;
-
-const BAGGAGE: &str = "baggage";
-const TRACEPARENT: &str = "traceparent";
-const FORWARDED_NETWORK: &str = "x-forwarded-network";
 
 /// Why a request is answered with 400.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -135,35 +130,31 @@ impl ConnectRequest {
     ///
     /// # Errors
     /// Not a CONNECT, or an authority that does not say where to. Unreadable other headers are ignored.
-    pub fn parse<B>(request: &Request<B>) -> Result<Self, RequestError> {
-        if request.method() != Method::CONNECT {
-            return Err(RequestError::NotConnect(request.method().as_str().into()));
+    pub fn read(fields: &Fields) -> Result<Self, RequestError> {
+        let method = fields.method.as_deref().unwrap_or_default();
+        if method != "CONNECT" {
+            return Err(RequestError::NotConnect(method.into()));
         }
-        if let Some(protocol) = request.extensions().get::<h2::ext::Protocol>() {
+        if let Some(protocol) = &fields.protocol {
             return Err(RequestError::NotConnect(
-                format!("CONNECT with :protocol {}", protocol.as_str()).into(),
+                format!("CONNECT with :protocol {protocol}").into(),
             ));
         }
-        let authority = request.uri().authority().map_or("", |name| name.as_str());
-        let headers = request.headers();
+        let authority = fields.authority.as_deref().unwrap_or_default();
         Ok(Self {
             authority: authority.parse()?,
-            baggage: text(headers, BAGGAGE).map(|value| owned_baggage(Baggage::parse(value))),
-            forwarded: text(headers, header::FORWARDED.as_str()).map(|value| {
+            baggage: fields.baggage.as_deref().map(|value| owned_baggage(Baggage::parse(value))),
+            forwarded: fields.forwarded.as_deref().map(|value| {
                 let Forwarded { client, host } = Forwarded::parse(value);
                 Forwarded {
                     client,
                     host: host.map(|host| host.into_owned().into()),
                 }
             }),
-            traceparent: text(headers, TRACEPARENT).and_then(TraceParent::parse),
-            network: text(headers, FORWARDED_NETWORK).map(Into::into),
+            traceparent: fields.traceparent.as_deref().and_then(TraceParent::parse),
+            network: fields.network.clone(),
         })
     }
-}
-
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name).and_then(|value| value.to_str().ok())
 }
 
 fn owned_baggage(baggage: Baggage<'_>) -> Baggage<'static> {
@@ -181,80 +172,75 @@ fn owned_baggage(baggage: Baggage<'_>) -> Baggage<'static> {
     }
 }
 
-/// The head of a CONNECT to send. Headers are rendered when they are set, so that a retry costs a clone.
+/// The head of a CONNECT to send. Headers are rendered when they are set, so that a retry costs nothing.
 #[derive(Clone, Debug)]
 pub struct ConnectHead {
-    uri: Uri,
-    headers: HeaderMap,
+    authority: String,
+    headers: Vec<(&'static str, String)>,
 }
 
 impl ConnectHead {
     /// A CONNECT to `authority` without further headers.
-    ///
-    /// # Errors
-    /// The authority cannot stand in a URI; one that was parsed always can.
-    pub fn new(authority: &Authority) -> Result<Self, RequestError> {
-        let text = authority.to_string();
-        let mut parts = http::uri::Parts::default();
-        parts.authority = text.parse().ok();
-        let uri = Uri::from_parts(parts)
-            .ok()
-            .filter(|uri| uri.authority().is_some());
-        Ok(Self {
-            uri: uri.ok_or_else(|| RequestError::Authority(text.into()))?,
-            headers: HeaderMap::with_capacity(3),
-        })
+    #[must_use]
+    pub fn new(authority: &Authority) -> Self {
+        Self {
+            authority: authority.to_string(),
+            headers: Vec::with_capacity(3),
+        }
     }
 
     /// Says who speaks.
     #[must_use]
     pub fn baggage(self, baggage: &Baggage<'_>) -> Self {
-        self.with(BAGGAGE, baggage)
+        self.with("baggage", baggage)
     }
 
     /// Says which client speaks, and to which service.
     #[must_use]
     pub fn forwarded(self, forwarded: &Forwarded<'_>) -> Self {
-        self.with(header::FORWARDED.as_str(), forwarded)
+        self.with("forwarded", forwarded)
     }
 
     /// Hands on the trace.
     #[must_use]
     pub fn traceparent(self, traceparent: TraceParent) -> Self {
-        self.with(TRACEPARENT, &traceparent)
+        self.with("traceparent", &traceparent)
     }
 
-    /// An empty value is not sent; one that cannot be a header value cannot come out of our formatting.
+    /// An empty value is not sent.
     fn with(mut self, name: &'static str, value: &impl fmt::Display) -> Self {
         let value = value.to_string();
-        if let (false, Ok(value)) = (value.is_empty(), HeaderValue::try_from(value)) {
-            self.headers.insert(name, value);
+        if !value.is_empty() && is_field_value(&value) {
+            self.headers.push((name, value));
         }
         self
     }
 
-    /// The request as it goes out.
+    /// The fields as they go out.
     #[must_use]
-    pub fn to_request(&self) -> Request<()> {
-        let mut request = Request::new(());
-        *request.method_mut() = Method::CONNECT;
-        *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = self.headers.clone();
-        request
+    pub fn fields(&self) -> Vec<(&[u8], &[u8])> {
+        let mut fields: Vec<(&[u8], &[u8])> = Vec::with_capacity(2 + self.headers.len());
+        fields.push((b":method", b"CONNECT"));
+        fields.push((b":authority", self.authority.as_bytes()));
+        let headers = self.headers.iter();
+        fields.extend(headers.map(|(name, value)| (name.as_bytes(), value.as_bytes())));
+        fields
     }
 }
 
-/// The headers of a 200: the destination's metadata, if we know it.
-pub(super) fn accept_headers(baggage: Option<&Baggage<'_>>) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    let value = baggage.map(ToString::to_string).filter(|text| !text.is_empty());
-    if let Some(Ok(value)) = value.map(HeaderValue::try_from) {
-        headers.insert(BAGGAGE, value);
-    }
-    headers
+/// Whether text can be a field's value (RFC 9110, 5.5): what cannot is never sent.
+fn is_field_value(text: &str) -> bool {
+    text.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte))
+}
+
+/// The baggage of a 200: the destination's metadata, if we know it.
+pub(super) fn accept_baggage(baggage: Option<&Baggage<'_>>) -> Option<String> {
+    let value = baggage.map(ToString::to_string);
+    value.filter(|text| !text.is_empty() && is_field_value(text))
 }
 
 /// The baggage of a response.
-pub(super) fn response_baggage(headers: &HeaderMap) -> Option<Baggage<'static>> {
-    text(headers, BAGGAGE).map(|value| owned_baggage(Baggage::parse(value)))
+pub(super) fn response_baggage(fields: &Fields) -> Option<Baggage<'static>> {
+    let value = fields.baggage.as_deref();
+    value.map(|value| owned_baggage(Baggage::parse(value)))
 }

@@ -6,24 +6,23 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use h2::server::{Connection, SendResponse};
-use h2::{Reason, RecvStream};
-use http::{Request, Response, StatusCode};
+use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use super::chunk::Chunk;
-use super::error::HboneError;
+use super::driver::{Driver, Event};
+use super::error::{Broken, HboneError};
+use super::frame::Reason;
 use super::headers::Baggage;
-use super::keepalive::{Beat, INTERVAL, Keepalive};
-use super::request::{ConnectRequest, RequestError, accept_headers};
-use super::settings;
-use super::stream::HboneStream;
+use super::keepalive::INTERVAL;
+use super::link::Link;
+use super::request::{ConnectRequest, RequestError, accept_baggage};
+use super::stream::{HboneStream, Seat};
+use super::tunnel::{Arrived, Role};
 use crate::drain::Watch;
 
 /// How long HTTP/2 may take to start.
@@ -62,25 +61,9 @@ impl<H: Handler> Handler for Arc<H> {
 }
 
 /// Where the answer to one CONNECT goes. Dropped without an answer, it resets the stream.
+#[derive(Debug)]
 pub struct Responder {
-    /// `None` once answered.
-    parts: Option<(SendResponse<Chunk>, RecvStream, Place)>,
-}
-
-/// Counts a stream of the tunnel for as long as somebody has it.
-struct Place(Arc<AtomicUsize>);
-
-impl Place {
-    fn new(streams: &Arc<AtomicUsize>) -> Self {
-        streams.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(streams))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+    seat: Seat,
 }
 
 impl Responder {
@@ -88,52 +71,32 @@ impl Responder {
     ///
     /// # Errors
     /// The client has given up, or the tunnel is gone.
-    pub fn accept(mut self, destination: Option<&Baggage<'_>>) -> Result<HboneStream, HboneError> {
-        let Some((mut respond, recv, place)) = self.parts.take() else {
-            return Err(HboneError::Lost(None));
-        };
-        let mut response = Response::new(());
-        *response.headers_mut() = accept_headers(destination);
-        let send = respond
-            .send_response(response, false)
-            .map_err(|error| HboneError::Lost(Some(Arc::new(error))))?;
-        Ok(HboneStream::new(send, recv).with_lease(place))
+    pub fn accept(self, destination: Option<&Baggage<'_>>) -> Result<HboneStream, HboneError> {
+        let baggage = accept_baggage(destination);
+        let mut fields: Vec<(&[u8], &[u8])> = vec![(b":status", b"200")];
+        fields.extend(baggage.as_ref().map(|value| (&b"baggage"[..], value.as_bytes())));
+        if self.seat.tunnel.lock().respond(self.seat.id, &fields, false) {
+            Ok(HboneStream::new(self.seat))
+        } else {
+            Err(HboneError::Lost(None))
+        }
     }
 
     /// Answers with an error: headers alone, and the end of the stream.
     pub fn refuse(mut self, status: StatusCode) {
-        if let Some((respond, _recv, _place)) = self.parts.take() {
-            refuse(respond, status);
+        let mut core = self.seat.tunnel.lock();
+        if !core.respond(self.seat.id, &[(b":status", status.as_str().as_bytes())], true) {
+            tracing::debug!(%status, "client gone before it was refused");
         }
+        drop(core);
+        // The rest of the request is not needed to answer it (RFC 9113, 8.1).
+        self.seat.abandoned = Reason::NO_ERROR;
     }
 
     /// Waits until the client has given up; pending for ever if it does not. Cancel-safe.
     pub async fn abandoned(&mut self) {
-        poll_fn(|cx| self.poll_abandoned(cx)).await;
-    }
-
-    fn poll_abandoned(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some((respond, ..)) = &mut self.parts {
-            // Reset or tunnel gone: both are an end.
-            let _ = ready!(respond.poll_reset(cx));
-        }
-        Poll::Ready(())
-    }
-}
-
-impl Drop for Responder {
-    fn drop(&mut self) {
-        if let Some((respond, ..)) = &mut self.parts {
-            respond.send_reset(Reason::INTERNAL_ERROR);
-        }
-    }
-}
-
-fn refuse(mut respond: SendResponse<Chunk>, status: StatusCode) {
-    let mut response = Response::new(());
-    *response.status_mut() = status;
-    if let Err(error) = respond.send_response(response, true) {
-        tracing::debug!(%error, "client gone before it was refused");
+        // Reset or tunnel gone: both are an end.
+        let _end = poll_fn(|cx| self.seat.tunnel.lock().poll_cut(self.seat.id, cx)).await;
     }
 }
 
@@ -144,35 +107,29 @@ fn refuse(mut respond: SendResponse<Chunk>, status: StatusCode) {
 ///
 /// # Errors
 /// How the tunnel ended, if it was not in order.
-pub async fn serve_connection<T, H>(io: T, handler: H, drain: Watch) -> Result<(), HboneError>
+pub async fn serve_connection<T, H>(link: Link<T>, handler: H, drain: Watch) -> Result<(), HboneError>
 where
     T: AsyncRead + AsyncWrite + Unpin,
     H: Handler,
 {
-    let mut connection = timeout(HANDSHAKE_TIMEOUT, settings::server().handshake(io))
-        .await
-        .map_err(|_| HboneError::HandshakeTimeout)?
-        .map_err(|error| HboneError::Handshake(Arc::new(error)))?;
-    let keepalive = Keepalive::new(connection.ping_pong(), INTERVAL);
     let mut cut = drain.clone();
     // Dropped with this future, it drops every stream, and a dropped stream is reset.
     let mut streams = JoinSet::new();
     let mut tunnel = Tunnel {
-        connection,
-        keepalive,
+        driver: Driver::new(link, Role::Server, INTERVAL),
         handler,
-        window: settings::CONNECTION_WINDOW,
-        streams: Arc::default(),
     };
     let result = tokio::select! {
         biased;
-        () = cut.cut() => Err(HboneError::Drained),
+        () = cut.cut() => {
+            let drained = poll_fn(|cx| Poll::Ready(tunnel.driver.give_up(cx, Broken::Drained)));
+            let _why = drained.await;
+            Err(HboneError::Drained)
+        }
         result = tunnel.run(drain, &mut streams) => result,
     };
     if result.is_err() {
-        tunnel.connection.abrupt_shutdown(Reason::NO_ERROR);
-        let closed = poll_fn(|cx| tunnel.connection.poll_closed(cx));
-        let _ = timeout(GOODBYE_TIMEOUT, closed).await;
+        let _ = timeout(GOODBYE_TIMEOUT, poll_fn(|cx| tunnel.driver.poll_flushed(cx))).await;
     }
     // After an orderly end, what has arrived may still be on its way to a slow application; after any other,
     // the streams have been told, and say in their logs how they ended.
@@ -200,11 +157,8 @@ fn note(ended: Result<(), tokio::task::JoinError>) {
 }
 
 struct Tunnel<T, H> {
-    connection: Connection<T, Chunk>,
-    keepalive: Keepalive,
+    driver: Driver<T>,
     handler: H,
-    window: u32,
-    streams: Arc<AtomicUsize>,
 }
 
 impl<T, H> Tunnel<T, H>
@@ -216,55 +170,59 @@ where
     async fn run(&mut self, mut drain: Watch, streams: &mut JoinSet<()>) -> Result<(), HboneError> {
         let mut signaled = pin!(drain.signaled());
         let mut guard = None;
+        let mut patience = pin!(sleep(HANDSHAKE_TIMEOUT));
         poll_fn(|cx| {
             if guard.is_none()
                 && let Poll::Ready(signal) = signaled.as_mut().poll(cx)
             {
-                self.connection.graceful_shutdown();
+                self.driver.tunnel.lock().leave();
                 guard = Some(signal);
             }
             while let Poll::Ready(Some(ended)) = streams.poll_join_next(cx) {
                 note(ended);
             }
-            self.poll(cx, streams)
+            let driven = self.poll(cx, streams);
+            if driven.is_pending() && !self.driver.is_greeted() {
+                ready!(patience.as_mut().poll(cx));
+                return Poll::Ready(Err(HboneError::HandshakeTimeout));
+            }
+            driven
         })
         .await
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, streams: &mut JoinSet<()>) -> Poll<Result<(), HboneError>> {
         loop {
-            let window = settings::connection_window(self.streams.load(Ordering::Relaxed));
-            if window > self.window {
-                self.window = window;
-                self.connection.set_target_window_size(window);
-            }
-            match self.connection.poll_accept(cx) {
-                Poll::Ready(Some(Ok((request, respond)))) => self.start(request, respond, streams),
-                Poll::Ready(Some(Err(error))) => {
-                    return Poll::Ready(Err(HboneError::Lost(Some(Arc::new(error)))));
+            match ready!(self.driver.poll(cx)) {
+                Ok(Event::Arrived(arrived)) => self.start(arrived, streams),
+                Ok(Event::Settled | Event::Alive) => {}
+                Ok(Event::Ended) => return Poll::Ready(Ok(())),
+                Err(why) => {
+                    return Poll::Ready(Err(match &*why {
+                        Broken::Dead => HboneError::Dead,
+                        _ if !self.driver.is_greeted() => HboneError::Handshake(why),
+                        _ => HboneError::Lost(Some(why)),
+                    }));
                 }
-                Poll::Ready(None) => return Poll::Ready(Ok(())),
-                Poll::Pending => break,
             }
         }
-        while let Poll::Ready(beat) = self.keepalive.poll(cx) {
-            if beat == Beat::Dead {
-                return Poll::Ready(Err(HboneError::Dead));
-            }
-        }
-        Poll::Pending
     }
 
-    fn start(&self, request: Request<RecvStream>, respond: SendResponse<Chunk>, streams: &mut JoinSet<()>) {
-        match ConnectRequest::parse(&request) {
+    fn start(&self, arrived: Arrived, streams: &mut JoinSet<()>) {
+        let responder = Responder {
+            seat: Seat {
+                tunnel: Arc::clone(&self.driver.tunnel),
+                id: arrived.stream,
+                abandoned: Reason::INTERNAL_ERROR,
+            },
+        };
+        match ConnectRequest::read(&arrived.fields) {
             Ok(head) => {
-                let place = Place::new(&self.streams);
-                let parts = Some((respond, request.into_body(), place));
-                streams.spawn(self.handler.connect(head, Responder { parts }));
+                streams.spawn(self.handler.connect(head, responder));
             }
             Err(error) => {
                 self.handler.malformed(&error);
-                refuse(respond, error.status());
+                responder.refuse(error.status());
             }
         }
     }

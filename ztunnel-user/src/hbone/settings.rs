@@ -1,7 +1,9 @@
 //! What the two roles announce when a connection starts. The values are Istio's: stock ztunnels and waypoints
 //! are tuned to them, and interoperability tests compare them on the wire.
 
-use h2::{client, server};
+use super::frame::setting::{
+    ENABLE_PUSH, INITIAL_WINDOW_SIZE, MAX_CONCURRENT_STREAMS, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE,
+};
 
 /// Flow-control window of each stream, bytes.
 pub(super) const STREAM_WINDOW: u32 = 4 << 20;
@@ -14,38 +16,30 @@ pub(super) const CONNECTION_WINDOW: u32 = 16 << 20;
 pub(super) const MAX_CONNECTION_WINDOW: u32 = 256 << 20;
 /// Most streams that we use of one connection, and what we assume before the peer's SETTINGS.
 pub(super) const MAX_STREAMS: usize = 100;
+/// Largest frame that we take, bytes of payload.
+pub(super) const MAX_FRAME: u32 = 1 << 20;
+/// Largest list of header fields that a client takes, octets.
+pub(super) const CLIENT_HEADER_LIST: u32 = 16 << 10;
+/// Largest list of header fields that a server takes, octets.
+pub(super) const SERVER_HEADER_LIST: u32 = 64 << 10;
+/// Most streams of one connection that a server serves at a time.
+pub(super) const SERVER_MAX_STREAMS: u32 = 200;
 
-const MAX_FRAME: u32 = 1 << 20;
-const CLIENT_SEND_BUFFER: usize = 4 << 20;
-const CLIENT_HEADER_LIST: u32 = 16 << 10;
-const SERVER_SEND_BUFFER: usize = 400 << 10;
-const SERVER_HEADER_LIST: u32 = 64 << 10;
-const SERVER_MAX_STREAMS: u32 = 200;
+/// What a client announces.
+pub(super) const CLIENT: &[(u16, u32)] = &[
+    (ENABLE_PUSH, 0),
+    (INITIAL_WINDOW_SIZE, STREAM_WINDOW),
+    (MAX_FRAME_SIZE, MAX_FRAME),
+    (MAX_HEADER_LIST_SIZE, CLIENT_HEADER_LIST),
+];
 
-pub(super) fn client() -> client::Builder {
-    let mut builder = client::Builder::new();
-    builder
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(MAX_FRAME)
-        .max_header_list_size(CLIENT_HEADER_LIST)
-        .max_send_buffer_size(CLIENT_SEND_BUFFER)
-        .initial_max_send_streams(MAX_STREAMS)
-        .enable_push(false);
-    builder
-}
-
-pub(super) fn server() -> server::Builder {
-    let mut builder = server::Builder::new();
-    builder
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(MAX_FRAME)
-        .max_header_list_size(SERVER_HEADER_LIST)
-        .max_send_buffer_size(SERVER_SEND_BUFFER)
-        .max_concurrent_streams(SERVER_MAX_STREAMS);
-    builder
-}
+/// What a server announces.
+pub(super) const SERVER: &[(u16, u32)] = &[
+    (MAX_CONCURRENT_STREAMS, SERVER_MAX_STREAMS),
+    (INITIAL_WINDOW_SIZE, STREAM_WINDOW),
+    (MAX_FRAME_SIZE, MAX_FRAME),
+    (MAX_HEADER_LIST_SIZE, SERVER_HEADER_LIST),
+];
 
 /// The connection window that lets each of `streams` streams fill its own window, within the bounds.
 pub(super) fn connection_window(streams: usize) -> u32 {

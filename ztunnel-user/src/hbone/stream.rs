@@ -6,15 +6,19 @@
 
 use std::fmt;
 use std::future::poll_fn;
+use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream};
 use thiserror::Error;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
 
-use super::chunk::{Chunk, Flight};
+use super::error::Broken;
+use super::frame::Reason;
 use super::headers::Baggage;
+use super::tunnel::{StreamId, Tunnel};
 
 /// Why a stream carries no more bytes, apart from an orderly END_STREAM.
 #[derive(Debug, Clone, Error)]
@@ -28,11 +32,11 @@ pub enum StreamEnd {
     Reset(Reason),
     /// The tunnel ended under the stream.
     #[error("tunnel lost")]
-    Lost(#[source] Arc<h2::Error>),
+    Lost(#[source] Arc<Broken>),
 }
 
 impl StreamEnd {
-    fn of_reason(reason: Reason) -> Self {
+    pub(super) fn of_reason(reason: Reason) -> Self {
         match reason {
             Reason::NO_ERROR | Reason::CANCEL => Self::Closed,
             _ => Self::Reset(reason),
@@ -40,12 +44,20 @@ impl StreamEnd {
     }
 }
 
-impl From<h2::Error> for StreamEnd {
-    fn from(error: h2::Error) -> Self {
-        match error.reason() {
-            Some(reason) if error.is_reset() => Self::of_reason(reason),
-            _ => Self::Lost(Arc::new(error)),
-        }
+/// A stream's place in its tunnel. Letting go of it resets a stream that has not ended.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub(super) tunnel: Arc<Tunnel>,
+    pub(super) id: StreamId,
+    /// What a stream is reset with that is let go before its end.
+    pub(super) abandoned: Reason,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut core = self.tunnel.lock();
+        core.reset(self.id, self.abandoned);
+        core.forget(self.id);
     }
 }
 
@@ -54,33 +66,30 @@ pub struct HboneStream {
     reader: HboneReader,
     writer: HboneWriter,
     baggage: Option<Box<Baggage<'static>>>,
-    /// What ends with the stream: its place in the tunnel.
+    /// What ends with the stream: its place among those of the tunnel.
     _lease: Option<Box<dyn std::any::Any + Send>>,
 }
 
 /// The way from the peer.
 pub struct HboneReader {
-    recv: RecvStream,
-    /// How this way ended, once it has.
-    end: Option<Result<(), StreamEnd>>,
+    seat: Arc<Seat>,
 }
 
 /// The way to the peer.
 pub struct HboneWriter {
-    send: SendStream<Chunk>,
-    flight: Arc<Flight>,
-    ended: bool,
+    seat: Arc<Seat>,
 }
 
 impl HboneStream {
-    pub(super) fn new(send: SendStream<Chunk>, recv: RecvStream) -> Self {
+    pub(super) fn new(mut seat: Seat) -> Self {
+        // Dropped before its end, it is reset as a TCP connection is.
+        seat.abandoned = Reason::CONNECT_ERROR;
+        let seat = Arc::new(seat);
         Self {
-            reader: HboneReader { recv, end: None },
-            writer: HboneWriter {
-                send,
-                flight: Arc::default(),
-                ended: false,
+            reader: HboneReader {
+                seat: Arc::clone(&seat),
             },
+            writer: HboneWriter { seat },
             baggage: None,
             _lease: None,
         }
@@ -110,17 +119,7 @@ impl HboneStream {
 
 impl fmt::Debug for HboneStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("HboneStream")
-            .field(&self.reader.recv.stream_id())
-            .finish()
-    }
-}
-
-impl Drop for HboneStream {
-    fn drop(&mut self) {
-        if !(self.reader.end.is_some() && self.writer.ended) {
-            self.writer.reset();
-        }
+        f.debug_tuple("HboneStream").field(&self.reader.seat.id).finish()
     }
 }
 
@@ -132,18 +131,7 @@ impl HboneReader {
     /// # Errors
     /// The peer closed or reset the whole stream, or the tunnel is gone.
     pub fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamEnd>> {
-        loop {
-            if let Some(end) = &self.end {
-                return Poll::Ready(end.clone().map(|()| None));
-            }
-            match ready!(self.recv.poll_data(cx)) {
-                // An empty frame only carries flags.
-                Some(Ok(data)) if data.is_empty() => {}
-                Some(Ok(data)) => return Poll::Ready(Ok(Some(data))),
-                None => self.end = Some(Ok(())),
-                Some(Err(error)) => self.end = Some(Err(error.into())),
-            }
-        }
+        self.seat.tunnel.lock().poll_read(self.seat.id, cx)
     }
 
     /// [`poll_read`](Self::poll_read) to await. Cancel-safe.
@@ -156,12 +144,26 @@ impl HboneReader {
 
     /// Lets the peer send `count` more bytes.
     pub fn release(&mut self, count: usize) {
-        // Fails only if more is released than was received; the credit of an ended stream is returned by
-        // the connection itself.
-        if self.recv.flow_control().release_capacity(count).is_err() {
-            tracing::debug!(count, "released more than was received");
-        }
+        self.seat.tunnel.lock().release(self.seat.id, count);
     }
+}
+
+/// What a read of an application's socket gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pulled {
+    /// So many bytes, which are on their way to the peer.
+    Bytes(usize),
+    /// The application has ended its way.
+    End,
+}
+
+/// Which end failed while bytes were pulled.
+#[derive(Debug)]
+pub enum PullError {
+    /// The application's socket.
+    Socket(io::Error),
+    /// The stream.
+    Stream(StreamEnd),
 }
 
 impl HboneWriter {
@@ -170,30 +172,50 @@ impl HboneWriter {
     /// # Errors
     /// The peer closed or reset the stream, or the tunnel is gone.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>, want: usize) -> Poll<Result<usize, StreamEnd>> {
-        self.send.reserve_capacity(want);
-        loop {
-            let credit = self.send.capacity();
-            if credit > 0 {
-                return Poll::Ready(Ok(credit.min(want)));
-            }
-            match ready!(self.send.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(error)) => {
-                    self.ended = true;
-                    return Poll::Ready(Err(error.into()));
-                }
-                None => return Poll::Ready(Err(self.why_ended(cx))),
-            }
-        }
+        self.seat.tunnel.lock().poll_credit(self.seat.id, want, cx)
     }
 
-    /// Queues bytes for which [`poll_ready`](Self::poll_ready) gave room.
+    /// Sends bytes for which [`poll_ready`](Self::poll_ready) gave room.
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.seat.tunnel.lock().send(self.seat.id, bytes);
+    }
+
+    /// Reads at most `want` bytes (at least 1) from `socket` to where they leave from, as the peer's credit allows.
+    /// Waits for the socket first, then for credit and room.
     ///
     /// # Errors
-    /// The stream ended in the meantime.
-    pub fn send(&mut self, data: Bytes, cx: &mut Context<'_>) -> Result<(), StreamEnd> {
-        let chunk = self.flight.chunk(data);
-        self.send.send_data(chunk, false).map_err(|_| self.why_ended(cx))
+    /// Either end is lost; says which.
+    pub fn poll_pull(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &TcpStream,
+        want: usize,
+    ) -> Poll<Result<Pulled, PullError>> {
+        loop {
+            ready!(socket.poll_read_ready(cx)).map_err(PullError::Socket)?;
+            let mut core = self.seat.tunnel.lock();
+            let most = ready!(core.poll_credit(self.seat.id, want, cx)).map_err(PullError::Stream)?;
+            // A socket that gives less than was asked for is empty: saying so spares the system call that would
+            // find out.
+            let mut short = None;
+            let result = socket.try_io(Interest::READABLE, || {
+                let read = |slices: &mut [io::IoSliceMut<'_>]| socket.try_read_vectored(slices);
+                match core.send_from(self.seat.id, most, read)? {
+                    count if (1..most).contains(&count) => {
+                        short = Some(count);
+                        Err(io::ErrorKind::WouldBlock.into())
+                    }
+                    count => Ok(count),
+                }
+            });
+            match short.map_or(result, Ok) {
+                Ok(0) => return Poll::Ready(Ok(Pulled::End)),
+                Ok(count) => return Poll::Ready(Ok(Pulled::Bytes(count))),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Poll::Ready(Err(PullError::Socket(error))),
+            }
+        }
     }
 
     /// Writes all of `data`, as the peer's credit allows. Not cancel-safe: part may have been sent.
@@ -204,64 +226,37 @@ impl HboneWriter {
         poll_fn(|cx| {
             while !data.is_empty() {
                 let room = ready!(self.poll_ready(cx, data.len()))?;
-                self.send(data.split_to(room), cx)?;
+                self.send(&data.split_to(room));
             }
             Poll::Ready(Ok(()))
         })
         .await
     }
 
-    /// Ends this way in order (END_STREAM), after what was queued.
+    /// Ends this way in order (END_STREAM), after what was sent.
     ///
     /// # Errors
     /// The stream has ended already.
-    pub fn finish(&mut self, cx: &mut Context<'_>) -> Result<(), StreamEnd> {
-        if self.ended {
-            return Ok(());
-        }
-        if self.send.send_data(Chunk::EMPTY, true).is_err() {
-            return Err(self.why_ended(cx));
-        }
-        self.ended = true;
-        Ok(())
+    pub fn finish(&mut self) -> Result<(), StreamEnd> {
+        self.seat.tunnel.lock().finish(self.seat.id)
     }
 
-    /// [`finish`](Self::finish) to await.
+    /// [`finish`](Self::finish) for callers that await everything.
     ///
     /// # Errors
     /// Those of [`finish`](Self::finish).
     pub async fn shutdown(&mut self) -> Result<(), StreamEnd> {
-        poll_fn(|cx| Poll::Ready(self.finish(cx))).await
+        std::future::ready(self.finish()).await
     }
 
     /// Waits for the peer to end the whole stream or the tunnel to go; pending for ever if both ways end in
     /// order. Shares its waker with [`poll_ready`](Self::poll_ready): one task may wait for both.
     pub fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<StreamEnd> {
-        let end = match ready!(self.send.poll_reset(cx)) {
-            Ok(reason) => StreamEnd::of_reason(reason),
-            Err(error) => error.into(),
-        };
-        self.ended = true;
-        Poll::Ready(end)
+        self.seat.tunnel.lock().poll_cut(self.seat.id, cx)
     }
 
-    /// Ready when all that was sent has been written to the tunnel.
-    pub fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.flight.poll_landed(cx)
-    }
-
-    /// Resets the whole stream as a TCP connection is reset. What is still queued is discarded.
+    /// Resets the whole stream as a TCP connection is reset, behind what was sent.
     pub fn reset(&mut self) {
-        self.ended = true;
-        self.send.send_reset(Reason::CONNECT_ERROR);
-    }
-
-    fn why_ended(&mut self, cx: &mut Context<'_>) -> StreamEnd {
-        self.ended = true;
-        match self.poll_ended(cx) {
-            Poll::Ready(end) => end,
-            // We ended it ourselves, and are asked to write after that.
-            Poll::Pending => StreamEnd::Closed,
-        }
+        self.seat.tunnel.lock().reset(self.seat.id, Reason::CONNECT_ERROR);
     }
 }

@@ -1,0 +1,415 @@
+//! Moves the bytes of one tunnel between its socket and its state, for both roles: seals and writes what was queued,
+//! reads and opens what comes, keeps watch over the peer. What the bytes mean is decided in `tunnel`.
+//!
+//! It reads and writes in batches, one system call each. A batch that goes out is written while the next is filled.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::io::poll_read_buf;
+
+use super::batch::Batch;
+use super::error::{Broken, Fault};
+use super::frame::{PREFACE, Reason};
+use super::incoming::Incoming;
+use super::keepalive::{Beat, Keepalive};
+use super::link::{Guard, Link, Opened};
+use super::tunnel::{Arrived, Role, Tunnel};
+
+/// Sizes of the read buffer, bytes. A read that fills its buffer earns the next larger one.
+const SIZES: [usize; 4] = [4 << 10, 32 << 10, 128 << 10, 256 << 10];
+/// After so many reads in a row that the next smaller buffer could have taken, it is used again.
+const SMALL_READS: u8 = 8;
+/// Memory that is unused for so long is given back.
+const REST: Duration = Duration::from_secs(1);
+/// Memory below this is not worth a timer, bytes.
+const LITTLE: usize = 16 << 10;
+
+/// What a driver has to tell.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A request, to a server.
+    Arrived(Arrived),
+    /// The peer has announced its settings.
+    Settled,
+    /// The peer has answered a PING.
+    Alive,
+    /// The tunnel has ended in order.
+    Ended,
+}
+
+/// One tunnel's bytes.
+#[derive(Debug)]
+pub(super) struct Driver<IO> {
+    io: IO,
+    guard: Guard,
+    pub(super) tunnel: Arc<Tunnel>,
+    keepalive: Keepalive,
+    incoming: Incoming,
+    /// Bytes of the preface that are still to come.
+    preface: &'static [u8],
+    received: BytesMut,
+    /// What came behind the handshake was not looked at.
+    has_leftover: bool,
+    size: usize,
+    small_reads: u8,
+    /// The peer has sent its last byte.
+    ended: bool,
+    settled: bool,
+    outgoing: Outgoing,
+    rest: Rest,
+}
+
+/// What is being written.
+#[derive(Debug)]
+struct Outgoing {
+    /// Records that were sealed before those of the batch.
+    first: Vec<u8>,
+    /// Records that were sealed after them: they go before the next batch.
+    answers: Vec<u8>,
+    batch: Batch,
+    /// How much of the batch is written.
+    written: usize,
+    closing: Closing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Closing {
+    No,
+    /// The last record is queued.
+    Last,
+    /// The socket was told.
+    Done,
+}
+
+/// Gives memory back after the last burst.
+#[derive(Debug, Default)]
+struct Rest {
+    timer: Option<Pin<Box<Sleep>>>,
+    busy: bool,
+}
+
+impl<IO> Driver<IO>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    /// A driver for a link, and the state it shares with the streams. Nothing happens before it is polled. The first
+    /// PING goes out after `first_ping`.
+    pub(super) fn new(link: Link<IO>, role: Role, first_ping: Duration) -> Self {
+        let overhead = link.guard.overhead();
+        Self {
+            io: link.io,
+            guard: link.guard,
+            tunnel: Tunnel::new(role, overhead),
+            keepalive: Keepalive::new(first_ping),
+            incoming: Incoming::default(),
+            preface: match role {
+                Role::Client => &[],
+                Role::Server => PREFACE,
+            },
+            has_leftover: !link.leftover.is_empty(),
+            received: BytesMut::from(link.leftover.as_slice()),
+            size: 0,
+            small_reads: 0,
+            ended: false,
+            settled: false,
+            outgoing: Outgoing {
+                first: Vec::new(),
+                answers: Vec::new(),
+                batch: Batch::new(overhead),
+                written: 0,
+                closing: Closing::No,
+            },
+            rest: Rest::default(),
+        }
+    }
+
+    /// Whether the peer has said that it speaks HTTP/2.
+    pub(super) fn is_greeted(&self) -> bool {
+        self.preface.is_empty()
+    }
+
+    /// Drives the tunnel until there is something to tell. After an error or the end it is not to be called again.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, Arc<Broken>>> {
+        Poll::Ready(match ready!(self.poll_event(cx)) {
+            Ok(Event::Ended) => {
+                self.tunnel.lock().end(&Arc::new(Broken::Over));
+                Ok(Event::Ended)
+            }
+            Ok(event) => Ok(event),
+            Err(why) => Err(self.give_up(cx, why)),
+        })
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, Broken>> {
+        let mut turn = 0;
+        loop {
+            {
+                let mut core = self.tunnel.lock();
+                core.driven_by(cx);
+                if let Some(arrived) = core.next_arrived() {
+                    return Poll::Ready(Ok(Event::Arrived(arrived)));
+                }
+                if self.ended && core.is_done() {
+                    return Poll::Ready(Ok(Event::Ended));
+                }
+                if core.is_done() && self.outgoing.closing == Closing::No {
+                    core.say_goodbye(Reason::NO_ERROR);
+                    self.outgoing.closing = Closing::Last;
+                }
+            }
+            let flushed = self.poll_write(cx)?;
+            if !self.settled && self.tunnel.lock().is_settled() {
+                self.settled = true;
+                return Poll::Ready(Ok(Event::Settled));
+            }
+            if self.outgoing.closing == Closing::Last && flushed.is_ready() {
+                self.outgoing.closing = Closing::Done;
+                let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
+            }
+            if self.outgoing.closing == Closing::Done {
+                return Poll::Ready(Ok(Event::Ended));
+            }
+            if let Poll::Ready(beat) = self.poll_beat(cx)? {
+                return Poll::Ready(Ok(beat));
+            }
+            match self.poll_receive(cx)? {
+                // Streams get their turn before the next batch.
+                Poll::Ready(full) => {
+                    turn += 1;
+                    if full || turn > 8 {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                }
+                Poll::Pending => {
+                    self.poll_rest(cx);
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    fn poll_beat(&mut self, cx: &mut Context<'_>) -> Result<Poll<Event>, Broken> {
+        match self.keepalive.poll(cx, &self.tunnel) {
+            Poll::Ready(Beat::Alive) => Ok(Poll::Ready(Event::Alive)),
+            Poll::Ready(Beat::Dead) => Err(Broken::Dead),
+            Poll::Pending => Ok(Poll::Pending),
+        }
+    }
+
+    /// Ready when nothing is left to write.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Broken> {
+        let Self {
+            io,
+            guard,
+            tunnel,
+            outgoing,
+            rest,
+            ..
+        } = self;
+        loop {
+            if outgoing.is_empty() {
+                outgoing.clear();
+                outgoing.first.append(&mut outgoing.answers);
+                if tunnel.lock().take_batch(&mut outgoing.batch) {
+                    rest.busy = true;
+                    if let Some(first) = guard.seal(&mut outgoing.batch)? {
+                        outgoing.first.extend(first);
+                    }
+                } else if outgoing.first.is_empty() {
+                    return Ok(Poll::Ready(()));
+                }
+                if outgoing.closing == Closing::Last {
+                    let last = guard.close()?;
+                    outgoing.batch.append_sealed(&last);
+                }
+            }
+            while let Some(next) = outgoing.next() {
+                match Pin::new(&mut *io).poll_write(cx, next) {
+                    Poll::Ready(Ok(0)) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+                    Poll::Ready(Ok(count)) => outgoing.advance(count),
+                    Poll::Ready(Err(error)) => return Err(error.into()),
+                    Poll::Pending => return Ok(Poll::Pending),
+                }
+            }
+        }
+    }
+
+    /// Reads once and takes in what came. Ready with whether there is likely more.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Result<Poll<bool>, Broken> {
+        if self.ended {
+            return Ok(Poll::Pending);
+        }
+        if std::mem::take(&mut self.has_leftover) {
+            self.take_in()?;
+        }
+        let size = SIZES.get(self.size).copied().unwrap_or(SIZES[0]);
+        if self.received.capacity() - self.received.len() < size.div_ceil(2) {
+            self.received.reserve(size);
+        }
+        let room = self.received.capacity() - self.received.len();
+        match poll_read_buf(Pin::new(&mut self.io), cx, &mut self.received) {
+            Poll::Pending => return Ok(Poll::Pending),
+            Poll::Ready(Err(error)) => return Err(error.into()),
+            Poll::Ready(Ok(0)) => {
+                self.ended = true;
+                return self.peer_ended().map(|()| Poll::Ready(false));
+            }
+            Poll::Ready(Ok(count)) => {
+                self.adapt(count);
+                self.rest.busy = true;
+                self.take_in()?;
+                Ok(Poll::Ready(count >= room.min(size)))
+            }
+        }
+    }
+
+    fn adapt(&mut self, count: usize) {
+        let smaller = self.size.checked_sub(1).and_then(|size| SIZES.get(size)).copied();
+        if count >= SIZES.get(self.size).copied().unwrap_or(usize::MAX) {
+            self.small_reads = 0;
+            self.size = (self.size + 1).min(SIZES.len() - 1);
+        } else if smaller.is_some_and(|smaller| count < smaller) {
+            self.small_reads += 1;
+            if self.small_reads >= SMALL_READS {
+                self.small_reads = 0;
+                self.size -= 1;
+            }
+        } else {
+            self.small_reads = 0;
+        }
+    }
+
+    /// Opens every whole record that is there.
+    fn take_in(&mut self) -> Result<(), Broken> {
+        let tunnel = Arc::clone(&self.tunnel);
+        let mut core = tunnel.lock();
+        loop {
+            match self.guard.open(&mut self.received)? {
+                Opened::Data(mut data) => {
+                    if !self.preface.is_empty() {
+                        let (now, later) = self.preface.split_at(self.preface.len().min(data.len()));
+                        if !data.starts_with(now) {
+                            return Err(Broken::NotHttp2);
+                        }
+                        data.advance(now.len());
+                        self.preface = later;
+                    }
+                    self.incoming.feed(data.freeze(), &mut core)?;
+                }
+                Opened::Nothing => {}
+                Opened::Answer(record) => self.outgoing.answers.extend(record),
+                Opened::Closed => {
+                    self.ended = true;
+                    drop(core);
+                    return self.peer_ended();
+                }
+                Opened::Incomplete => return Ok(()),
+            }
+        }
+    }
+
+    /// The peer sends no more. In order only if there is nothing it leaves behind.
+    fn peer_ended(&self) -> Result<(), Broken> {
+        let mut core = self.tunnel.lock();
+        if !self.preface.is_empty() || !self.incoming.is_between_frames() || !core.streams.is_empty() {
+            return Err(Broken::Closed);
+        }
+        core.peer_left();
+        Ok(())
+    }
+
+    /// Tells everybody, and the peer too as far as the socket takes it now.
+    pub(super) fn give_up(&mut self, cx: &mut Context<'_>, why: Broken) -> Arc<Broken> {
+        let reason = match &why {
+            Broken::Fault(Fault { reason, .. }) => Some(*reason),
+            Broken::NotHttp2 => Some(Reason::PROTOCOL_ERROR),
+            Broken::Dead | Broken::Drained => Some(Reason::NO_ERROR),
+            _ => None,
+        };
+        let why = Arc::new(why);
+        self.tunnel.lock().end(&why);
+        if let (Some(reason), Closing::No) = (reason, self.outgoing.closing) {
+            self.tunnel.lock().say_goodbye(reason);
+            self.outgoing.closing = Closing::Last;
+            let _ = self.poll_write(cx);
+        }
+        why
+    }
+
+    /// Ready when what is queued has left, or cannot.
+    pub(super) fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.poll_write(cx) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(())) | Err(_) => Pin::new(&mut self.io).poll_shutdown(cx).map(drop),
+        }
+    }
+
+    /// Arms the timer that gives memory back, or gives it back.
+    fn poll_rest(&mut self, cx: &mut Context<'_>) {
+        loop {
+            let Some(timer) = &mut self.rest.timer else {
+                if !self.rest.busy {
+                    return;
+                }
+                let spare = self.received.capacity() + self.outgoing.batch.capacity() + self.tunnel.lock().spare();
+                if spare < LITTLE {
+                    return;
+                }
+                self.rest.timer = Some(Box::pin(sleep_until(Instant::now() + REST)));
+                self.rest.busy = false;
+                continue;
+            };
+            if timer.as_mut().poll(cx).is_pending() {
+                return;
+            }
+            if std::mem::take(&mut self.rest.busy) {
+                timer.as_mut().reset(Instant::now() + REST);
+                continue;
+            }
+            self.rest.timer = None;
+            if self.received.is_empty() {
+                self.received = BytesMut::new();
+                self.size = 0;
+            }
+            self.outgoing.batch.release();
+            self.tunnel.lock().rest();
+        }
+    }
+}
+
+impl Outgoing {
+    fn is_empty(&self) -> bool {
+        self.first.is_empty() && self.written >= self.batch.len()
+    }
+
+    fn clear(&mut self) {
+        self.batch.clear();
+        self.written = 0;
+    }
+
+    /// What to write next.
+    fn next(&self) -> Option<&[u8]> {
+        let next = if self.first.is_empty() {
+            self.batch.written().get(self.written..)
+        } else {
+            Some(self.first.as_slice())
+        };
+        next.filter(|next| !next.is_empty())
+    }
+
+    fn advance(&mut self, count: usize) {
+        if self.first.is_empty() {
+            self.written += count;
+        } else {
+            self.first.drain(..count);
+        }
+    }
+}
