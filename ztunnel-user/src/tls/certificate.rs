@@ -189,6 +189,8 @@ fn server_config(
     // certificate stops counting at once.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+    // The records after the handshake are ours (`record`).
+    config.enable_secret_extraction = true;
     Ok(config)
 }
 
@@ -209,6 +211,7 @@ fn client_config(
     config.alpn_protocols = vec![ALPN_H2.to_vec()];
     config.enable_sni = false;
     config.resumption = Resumption::disabled();
+    config.enable_secret_extraction = true;
     Ok(config)
 }
 

@@ -78,6 +78,11 @@ impl TlsError {
         }
     }
 
+    /// What is wrong with the protocol and not with the connection under it.
+    pub(super) fn protocol(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Handshake(io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+
     /// The word for log and metric.
     #[must_use]
     pub fn reason(&self) -> CloseReason {
