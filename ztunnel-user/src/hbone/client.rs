@@ -4,7 +4,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -35,6 +35,8 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct TunnelState {
     streams: AtomicUsize,
+    /// Whether there was ever a stream.
+    used: AtomicBool,
     phase: watch::Sender<Phase>,
     born: Instant,
     /// When the last stream ended, milliseconds after `born`.
@@ -45,6 +47,7 @@ impl TunnelState {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             streams: AtomicUsize::new(0),
+            used: AtomicBool::new(false),
             phase: watch::Sender::new(Phase::Fresh),
             born: Instant::now(),
             idle_since: AtomicU64::new(0),
@@ -61,6 +64,11 @@ impl TunnelState {
 
     pub(super) fn streams(&self) -> usize {
         self.streams.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has served before.
+    pub(super) fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
     }
 
     /// How long the tunnel has had no stream; `None` while it has one.
@@ -85,6 +93,7 @@ impl TunnelState {
 
     /// Takes a place for a stream. The caller has made sure that there is one.
     pub(super) fn lease(self: &Arc<Self>) -> Lease {
+        self.used.store(true, Ordering::Relaxed);
         self.streams.fetch_add(1, Ordering::Relaxed);
         Lease(Arc::clone(self))
     }

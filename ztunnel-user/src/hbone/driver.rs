@@ -143,6 +143,11 @@ where
                 Ok(Event::Ended)
             }
             Ok(event) => Ok(event),
+            // The peer did not wait for our last words.
+            Err(Broken::Io(_) | Broken::Closed) if self.outgoing.closing != Closing::No => {
+                self.tunnel.lock().end(&Arc::new(Broken::Over));
+                Ok(Event::Ended)
+            }
             Err(why) => Err(self.give_up(cx, why)),
         })
     }

@@ -366,10 +366,11 @@ impl Bucket {
 
 impl Tunnel {
     fn ticket(&self) -> Ticket {
+        let reused = self.state.is_used();
         let lease = self.state.lease();
         Ticket {
             opener: self.opener.clone(),
-            reused: self.state.phase() == Phase::Settled,
+            reused,
             state: Arc::clone(&self.state),
             lease,
         }

@@ -180,8 +180,8 @@ impl HboneWriter {
         self.seat.tunnel.lock().send(self.seat.id, bytes);
     }
 
-    /// Reads at most `want` bytes (at least 1) from `socket` to where they leave from, as the peer's credit allows.
-    /// Waits for the socket first, then for credit and room.
+    /// Reads at most `want` bytes (at least 1) from `socket`, which was found ready, to where they leave from. Waits
+    /// for the peer's credit and for room. `None` if the socket has nothing after all.
     ///
     /// # Errors
     /// Either end is lost; says which.
@@ -190,11 +190,10 @@ impl HboneWriter {
         cx: &mut Context<'_>,
         socket: &TcpStream,
         want: usize,
-    ) -> Poll<Result<Pulled, PullError>> {
+    ) -> Poll<Result<Option<Pulled>, PullError>> {
+        let mut core = self.seat.tunnel.lock();
+        let most = ready!(core.poll_credit(self.seat.id, want, cx)).map_err(PullError::Stream)?;
         loop {
-            ready!(socket.poll_read_ready(cx)).map_err(PullError::Socket)?;
-            let mut core = self.seat.tunnel.lock();
-            let most = ready!(core.poll_credit(self.seat.id, want, cx)).map_err(PullError::Stream)?;
             // A socket that gives less than was asked for is empty: saying so spares the system call that would
             // find out.
             let mut short = None;
@@ -208,13 +207,13 @@ impl HboneWriter {
                     count => Ok(count),
                 }
             });
-            match short.map_or(result, Ok) {
-                Ok(0) => return Poll::Ready(Ok(Pulled::End)),
-                Ok(count) => return Poll::Ready(Ok(Pulled::Bytes(count))),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Poll::Ready(Err(PullError::Socket(error))),
-            }
+            return Poll::Ready(match short.map_or(result, Ok) {
+                Ok(0) => Ok(Some(Pulled::End)),
+                Ok(count) => Ok(Some(Pulled::Bytes(count))),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => Err(PullError::Socket(error)),
+            });
         }
     }
 

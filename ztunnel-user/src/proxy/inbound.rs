@@ -45,7 +45,7 @@ pub(super) async fn serve(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
             .map_err(|error| error.close_detail())?;
         // Small frames of interactive traffic must not wait for the acknowledgement of earlier ones.
         let _ = stream.set_nodelay(true);
-        tls::accept(&certificate, stream)
+        tls::accept_records(&certificate, stream)
             .await
             .map_err(|error| error.close_detail())
     };
@@ -53,7 +53,7 @@ pub(super) async fn serve(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
         secured = secured => secured,
         () = drain.cut() => Err(CloseReason::Drained.with("during the TLS handshake")),
     };
-    let (stream, peer) = match secured {
+    let (records, peer) = match secured {
         Ok(secured) => secured,
         Err(refusal) => return pod.telemetry.refuse(&connection, &refusal),
     };
@@ -64,7 +64,7 @@ pub(super) async fn serve(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
         local: original_dst,
         drain: drain.clone(),
     });
-    if let Err(error) = serve_connection(stream, tunnel, drain).await {
+    if let Err(error) = serve_connection(records.into(), tunnel, drain).await {
         tracing::debug!(pod = %pod.name, %client, %error, "tunnel ended");
     }
 }

@@ -231,8 +231,7 @@ fn head(connection: &Connection, hbone: &HboneRoute, source: &Workload) -> Resul
         client: Some(connection.src),
         host,
     };
-    let head = ConnectHead::new(&authority).map_err(|error| CloseReason::Internal.with(error.to_string()))?;
-    Ok(head
+    Ok(ConnectHead::new(&authority)
         .baggage(&baggage(source))
         .forwarded(&forwarded)
         .traceparent(headers::TraceParent::random(&mut rand::rng())))

@@ -4,11 +4,10 @@
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
 
 use super::dial::UpstreamDialer;
 use crate::{
-    hbone::{Dialer, TunnelKey},
+    hbone::{Dialer, Link, TunnelKey},
     identity::{SecretStore, SpiffeId},
     reason::CloseDetail,
     tls,
@@ -35,14 +34,14 @@ impl TunnelDialer {
 }
 
 impl Dialer for TunnelDialer {
-    type Io = TlsStream<TcpStream>;
+    type Io = TcpStream;
 
-    async fn dial(&self, key: &TunnelKey) -> Result<Self::Io, CloseDetail> {
+    async fn dial(&self, key: &TunnelKey) -> Result<Link<Self::Io>, CloseDetail> {
         let certificate = self.certificate(&key.source).await?;
         let stream = self.upstream.connect(key.tunnel).await?;
-        let (stream, _peer) = tls::connect(&certificate, &key.expected, stream)
+        let (records, _peer) = tls::connect_records(&certificate, &key.expected, stream)
             .await
             .map_err(|error| error.close_detail())?;
-        Ok(stream)
+        Ok(records.into())
     }
 }

@@ -16,7 +16,7 @@ use h2::server::SendResponse;
 use http::{Request, Response, StatusCode};
 use tokio::io::{DuplexStream, duplex};
 
-use super::{Authority, ConnectHead, Dialer, HbonePool, PoolConfig, TunnelKey};
+use super::{Authority, ConnectHead, Dialer, Link, HbonePool, PoolConfig, TunnelKey};
 use crate::identity::spiffe::SpiffeId;
 use crate::reason::{CloseDetail, CloseReason};
 
@@ -32,7 +32,7 @@ fn key() -> TunnelKey {
 }
 
 fn head() -> ConnectHead {
-    ConnectHead::new(&"10.0.0.2:80".parse::<Authority>().unwrap()).unwrap()
+    ConnectHead::new(&"10.0.0.2:80".parse::<Authority>().unwrap())
 }
 
 /// Hands out the prepared connections in turn; then it fails.
@@ -61,11 +61,11 @@ impl Peers {
 impl Dialer for Peers {
     type Io = DuplexStream;
 
-    async fn dial(&self, _key: &TunnelKey) -> Result<DuplexStream, CloseDetail> {
+    async fn dial(&self, _key: &TunnelKey) -> Result<Link<DuplexStream>, CloseDetail> {
         self.dials.fetch_add(1, Ordering::SeqCst);
         tokio::task::yield_now().await;
         let next = self.ready.lock().unwrap().pop_front();
-        next.ok_or_else(|| CloseReason::ConnectFailed.with("no such peer"))
+        next.map(Link::plain).ok_or_else(|| CloseReason::ConnectFailed.with("no such peer"))
     }
 }
 

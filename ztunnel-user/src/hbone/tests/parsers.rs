@@ -2,12 +2,12 @@
 
 use std::net::SocketAddr;
 
-use http::{Method, Request};
+
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::hbone::headers::{Baggage, Forwarded, TraceParent, WorkloadKind};
-use crate::hbone::{Authority, ConnectHead, ConnectRequest, RequestError};
+use crate::hbone::{Fields, Authority, ConnectHead, ConnectRequest, RequestError};
 use crate::reason::CloseReason;
 
 #[test]
@@ -80,15 +80,17 @@ fn a_request_that_was_sent_is_read_back() {
         host: Some("reviews.default.svc.cluster.local".into()),
     };
     let trace = TraceParent::random(&mut SmallRng::seed_from_u64(1));
-    let head = ConnectHead::new(&authority).unwrap();
-    let request = head
+    let head = ConnectHead::new(&authority)
         .baggage(&baggage)
         .forwarded(&forwarded)
-        .traceparent(trace)
-        .to_request();
-    assert_eq!(request.uri().scheme(), None);
-    assert_eq!(request.uri().path_and_query(), None);
-    let read = ConnectRequest::parse(&request).unwrap();
+        .traceparent(trace);
+    let mut fields = Fields::default();
+    for (name, value) in head.fields() {
+        // CONNECT has neither (RFC 9113, 8.5).
+        assert!(name != b":scheme" && name != b":path");
+        fields.set(name, value);
+    }
+    let read = ConnectRequest::read(&fields).unwrap();
     assert_eq!(read.authority, authority);
     assert_eq!(read.baggage, Some(baggage));
     assert_eq!(read.forwarded, Some(forwarded));
@@ -98,24 +100,28 @@ fn a_request_that_was_sent_is_read_back() {
 
 #[test]
 fn empty_headers_are_not_sent() {
-    let head = ConnectHead::new(&"a:1".parse().unwrap()).unwrap();
-    let request = head
+    let head = ConnectHead::new(&"a:1".parse().unwrap())
         .baggage(&Baggage::default())
-        .forwarded(&Forwarded::default())
-        .to_request();
-    assert!(request.headers().is_empty());
+        .forwarded(&Forwarded::default());
+    let expected: [(&[u8], &[u8]); 2] = [(b":method", b"CONNECT"), (b":authority", b"a:1")];
+    assert_eq!(head.fields(), expected);
 }
 
 #[test]
 fn requests_other_than_connect_have_their_own_reason() {
-    let mut request = Request::new(());
-    *request.uri_mut() = "10.0.0.1:80".parse().unwrap();
-    let error = ConnectRequest::parse(&request).unwrap_err();
+    let mut fields = Fields::default();
+    fields.set(b":authority", b"10.0.0.1:80");
+    fields.set(b":method", b"GET");
+    let error = ConnectRequest::read(&fields).unwrap_err();
     assert_eq!(error.reason(), CloseReason::NotConnect);
-    *request.method_mut() = Method::CONNECT;
-    assert!(ConnectRequest::parse(&request).is_ok());
-    *request.uri_mut() = "/".parse().unwrap();
-    let error = ConnectRequest::parse(&request).unwrap_err();
+    fields.method = Some("CONNECT".into());
+    assert!(ConnectRequest::read(&fields).is_ok());
+    fields.protocol = Some("websocket".into());
+    let error = ConnectRequest::read(&fields).unwrap_err();
+    assert_eq!(error.reason(), CloseReason::NotConnect);
+    fields.protocol = None;
+    fields.authority = None;
+    let error = ConnectRequest::read(&fields).unwrap_err();
     assert_eq!(error, RequestError::Authority("".into()));
     assert_eq!(error.reason(), CloseReason::BadAuthority);
 }

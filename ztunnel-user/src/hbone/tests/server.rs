@@ -16,7 +16,7 @@ use super::PIPE;
 use crate::drain::{self, Mode, Trigger};
 use crate::hbone::headers::Baggage;
 use crate::hbone::{
-    Authority, ConnectRequest, Handler, HboneError, HboneStream, RequestError, Responder, serve_connection,
+    Authority, ConnectRequest, Handler, HboneError, HboneStream, Link, RequestError, Responder, serve_connection,
 };
 
 /// What a server does with a CONNECT, by the port of its authority.
@@ -83,7 +83,7 @@ async fn rig() -> Rig {
     let (ours, theirs) = duplex(PIPE);
     let node = Arc::new(Node::default());
     let (drain, watch) = drain::channel();
-    let server = tokio::spawn(serve_connection(theirs, Shared(Arc::clone(&node)), watch));
+    let server = tokio::spawn(serve_connection(Link::plain(theirs), Shared(Arc::clone(&node)), watch));
     let (client, connection) = h2::client::handshake(ours).await.unwrap();
     Rig {
         client,
@@ -247,7 +247,7 @@ async fn the_drains_deadline_cuts_what_is_left() {
 async fn a_client_that_stops_answering_is_given_up() {
     let (ours, theirs) = duplex(PIPE);
     let (_drain, watch) = drain::channel();
-    let server = tokio::spawn(serve_connection(theirs, Shared(Arc::default()), watch));
+    let server = tokio::spawn(serve_connection(Link::plain(theirs), Shared(Arc::default()), watch));
     let (_client, connection) = h2::client::handshake::<_>(ours).await.unwrap();
     let started = Instant::now();
     assert!(matches!(server.await.unwrap(), Err(HboneError::Dead)));
@@ -259,7 +259,7 @@ async fn a_client_that_stops_answering_is_given_up() {
 async fn a_client_that_never_speaks_is_given_up() {
     let (_ours, theirs) = duplex(PIPE);
     let (_drain, watch) = drain::channel();
-    let result = serve_connection(theirs, Shared(Arc::default()), watch).await;
+    let result = serve_connection(Link::plain(theirs), Shared(Arc::default()), watch).await;
     assert!(matches!(result, Err(HboneError::HandshakeTimeout)));
 }
 
@@ -270,6 +270,6 @@ async fn text_that_is_not_http2_ends_the_handshake() {
     tokio::io::AsyncWriteExt::write_all(&mut ours, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
         .await
         .unwrap();
-    let result = serve_connection(theirs, Shared(Arc::default()), watch).await;
+    let result = serve_connection(Link::plain(theirs), Shared(Arc::default()), watch).await;
     assert!(matches!(result, Err(HboneError::Handshake(_))));
 }

@@ -4,7 +4,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
 use super::{PIPE, head, key, pool};
 use crate::drain;
-use crate::hbone::{ConnectRequest, Handler, Responder, serve_connection};
+use crate::hbone::{ConnectRequest, Handler, Link, Responder, serve_connection};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const SETTINGS: u8 = 4;
@@ -63,7 +63,7 @@ async fn a_client_announces_istios_settings() {
 async fn a_server_announces_istios_settings() {
     let (mut client, io) = duplex(PIPE);
     let (_trigger, watch) = drain::channel();
-    let server = tokio::spawn(serve_connection(io, Nobody, watch));
+    let server = tokio::spawn(serve_connection(Link::plain(io), Nobody, watch));
     client.write_all(PREFACE).await.unwrap();
     client
         .write_all(&[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0])

@@ -69,7 +69,6 @@ enum Leaving {
 }
 
 /// The shared state.
-#[derive(Debug)]
 pub(super) struct Core {
     role: Role,
     pub(super) streams: Streams,
@@ -102,6 +101,14 @@ pub(super) struct Core {
     end: Option<Arc<Broken>>,
     driver: Option<Waker>,
     block: Vec<u8>,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut core = f.debug_struct("Core");
+        core.field("role", &self.role).field("streams", &self.streams.len());
+        core.field("end", &self.end).finish_non_exhaustive()
+    }
 }
 
 /// A tunnel's shared state, in its lock.
@@ -306,7 +313,8 @@ impl Core {
     /// Bytes of the peer that are dealt with: it may send as many again, on all streams together.
     fn give_back(&mut self, count: u32) {
         self.owed = self.owed.saturating_add(count);
-        if self.owed >= self.target_window / 2 {
+        // Not a part of the whole window: of that, slow readers may hold all but a stream's worth.
+        if self.owed >= settings::STREAM_WINDOW / 2 {
             let more = std::mem::take(&mut self.owed);
             self.receive_window += i64::from(more);
             self.out.append_frame(frame::window_update(0, more));

@@ -133,7 +133,7 @@ impl Streams {
         self.0.iter_mut().map(|(id, stream)| (*id, stream))
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 

@@ -2,10 +2,12 @@
 
 use std::task::{Context, Poll, ready};
 
+use tokio::net::TcpStream;
+
 use super::Loss;
 use super::carry::Carry;
-use super::side::{Gone, SideIo};
-use crate::hbone::{HboneStream, StreamEnd};
+use super::side::{Gone, PullGone, SideIo};
+use crate::hbone::{HboneStream, PullError, Pulled, StreamEnd};
 
 /// Most bytes gathered from frames that have arrived before they are written on together.
 const GATHER: usize = 256 << 10;
@@ -30,6 +32,24 @@ impl HboneSide {
 }
 
 impl SideIo for HboneSide {
+    fn pulls(&self) -> bool {
+        true
+    }
+
+    fn poll_pull(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &TcpStream,
+        want: usize,
+    ) -> Poll<Result<Option<Pulled>, PullGone>> {
+        let (_, writer) = self.stream.split();
+        Poll::Ready(match ready!(writer.poll_pull(cx, socket, want)) {
+            Ok(pulled) => Ok(pulled),
+            Err(PullError::Socket(error)) => Err(PullGone::Sender(Gone::Lost(Loss::Tcp(error)))),
+            Err(PullError::Stream(end)) => Err(PullGone::Receiver(self.gone(end))),
+        })
+    }
+
     fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut Carry) -> Poll<Result<bool, Gone>> {
         let (reader, _) = self.stream.split();
         let mut read = match ready!(reader.poll_read(cx)) {
@@ -57,19 +77,16 @@ impl SideIo for HboneSide {
             Err(end) => return Poll::Ready(Err(self.gone(end))),
         };
         let data = from.take(room);
-        let count = data.len();
-        match writer.send(data, cx) {
-            Ok(()) => Poll::Ready(Ok(count)),
-            Err(end) => Poll::Ready(Err(self.gone(end))),
-        }
+        writer.send(&data);
+        Poll::Ready(Ok(data.len()))
     }
 
     fn passed_on(&mut self, count: usize) {
         self.stream.split().0.release(count);
     }
 
-    fn finish(&mut self, cx: &mut Context<'_>) -> Result<(), Gone> {
-        let finished = self.stream.split().1.finish(cx);
+    fn finish(&mut self, _cx: &mut Context<'_>) -> Result<(), Gone> {
+        let finished = self.stream.split().1.finish();
         finished.map_err(|end| self.gone(end))
     }
 
@@ -81,8 +98,9 @@ impl SideIo for HboneSide {
         Poll::Ready(self.gone(end))
     }
 
-    fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.stream.split().1.poll_flushed(cx)
+    fn poll_flushed(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
+        // A reset goes out behind what was sent.
+        Poll::Ready(())
     }
 
     /// The stream knows by itself whether it has ended.

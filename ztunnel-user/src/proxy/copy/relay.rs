@@ -10,8 +10,9 @@ use std::time::Duration;
 use tokio::time::{Sleep, sleep};
 
 use super::carry::Carry;
-use super::side::{Gone, SideIo};
+use super::side::{Gone, PullGone, SideIo};
 use super::{HalfEnd, Loss, RelayEnd, RelayError, Side};
+use crate::hbone::Pulled;
 use crate::telemetry::Counters;
 
 /// How long bytes that one end sent before it was lost may take to reach the other, which is then reset. An
@@ -46,6 +47,15 @@ struct Half {
 enum Broken {
     Sender(Gone),
     Receiver(Gone),
+}
+
+impl From<PullGone> for Broken {
+    fn from(gone: PullGone) -> Self {
+        match gone {
+            PullGone::Sender(gone) => Self::Sender(gone),
+            PullGone::Receiver(gone) => Self::Receiver(gone),
+        }
+    }
 }
 
 impl Half {
@@ -92,6 +102,21 @@ impl Half {
                 return Poll::Pending;
             }
             self.reading = true;
+            if let (true, Some(socket)) = (to.pulls(), from.socket()) {
+                ready!(socket.poll_read_ready(cx)).map_err(|error| Broken::Sender(Gone::Lost(Loss::Tcp(error))))?;
+                self.reading = false;
+                let pulled = ready!(to.poll_pull(cx, socket, from.appetite()));
+                match pulled.map_err(Broken::from)? {
+                    Some(Pulled::Bytes(count)) => {
+                        counter.fetch_add(u64::try_from(count).unwrap_or_default(), Ordering::Relaxed);
+                        from.was_pulled(count);
+                        turn += count;
+                    }
+                    Some(Pulled::End) => self.state = State::Ending,
+                    None => {}
+                }
+                continue;
+            }
             if ready!(from.poll_read(cx, &mut self.carry)).map_err(Broken::Sender)? {
                 self.state = State::Ending;
             }

@@ -2,8 +2,11 @@
 
 use std::task::{Context, Poll};
 
+use tokio::net::TcpStream;
+
 use super::Loss;
 use super::carry::Carry;
+use crate::hbone::Pulled;
 
 /// Why an end takes and gives no more bytes.
 #[derive(Debug)]
@@ -14,7 +17,43 @@ pub(super) enum Gone {
     Lost(Loss),
 }
 
+/// Which end failed while one read from the other by itself.
+#[derive(Debug)]
+pub(super) enum PullGone {
+    Sender(Gone),
+    Receiver(Gone),
+}
+
 pub(super) trait SideIo {
+    /// The socket that this end is, if it is one and nothing read from it is kept here.
+    fn socket(&self) -> Option<&TcpStream> {
+        None
+    }
+
+    /// How much to read from the socket at once, bytes.
+    fn appetite(&self) -> usize {
+        0
+    }
+
+    /// So much was read from the socket by the other end.
+    fn was_pulled(&mut self, _count: usize) {}
+
+    /// Whether this end reads from a socket by itself, to where its bytes leave from.
+    fn pulls(&self) -> bool {
+        false
+    }
+
+    /// Reads at most `want` bytes from `socket`, which was ready, and sends them. Waits until it can send; `None` if
+    /// the socket has nothing after all.
+    fn poll_pull(
+        &mut self,
+        _cx: &mut Context<'_>,
+        _socket: &TcpStream,
+        _want: usize,
+    ) -> Poll<Result<Option<Pulled>, PullGone>> {
+        Poll::Ready(Ok(None))
+    }
+
     /// Reads what there is, up to a buffer's worth. `true` is the orderly end of this way. Bytes that came
     /// before a reset are read before it is reported.
     fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut Carry) -> Poll<Result<bool, Gone>>;

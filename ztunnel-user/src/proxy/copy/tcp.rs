@@ -15,6 +15,8 @@ use super::side::{Gone, SideIo};
 
 /// Sizes of the read buffer, bytes. A read that fills its buffer earns the next larger one.
 const SIZES: [usize; 4] = [1 << 10, 16 << 10, 64 << 10, 256 << 10];
+/// The same where the other end reads from the socket by itself.
+const PULLS: [usize; 3] = [32 << 10, 128 << 10, 256 << 10];
 /// After so many reads in a row that the next smaller buffer could have taken, it is used again.
 const SMALL_READS: u8 = 8;
 
@@ -75,12 +77,13 @@ impl<'s> TcpSide<'s> {
         short.map_or(result, Ok)
     }
 
-    fn adapt(&mut self, count: usize) {
-        let smaller = self.size.checked_sub(1).and_then(|size| SIZES.get(size)).copied();
-        if count >= self.buffer_size() {
+    /// Goes to the next larger or smaller of `sizes`.
+    fn adapt(&mut self, sizes: &[usize], count: usize) {
+        let size = |index: Option<usize>| index.and_then(|index| sizes.get(index)).copied();
+        if count >= size(Some(self.size)).unwrap_or(usize::MAX) {
             self.small_reads = 0;
-            self.size = (self.size + 1).min(SIZES.len() - 1);
-        } else if smaller.is_some_and(|smaller| count < smaller) {
+            self.size = (self.size + 1).min(sizes.len() - 1);
+        } else if size(self.size.checked_sub(1)).is_some_and(|smaller| count < smaller) {
             self.small_reads += 1;
             if self.small_reads >= SMALL_READS {
                 self.small_reads = 0;
@@ -112,6 +115,18 @@ fn lost(error: io::Error) -> Gone {
 }
 
 impl SideIo for TcpSide<'_> {
+    fn socket(&self) -> Option<&TcpStream> {
+        Some(self.io)
+    }
+
+    fn appetite(&self) -> usize {
+        PULLS.get(self.size).copied().unwrap_or(PULLS[PULLS.len() - 1])
+    }
+
+    fn was_pulled(&mut self, count: usize) {
+        self.adapt(&PULLS, count);
+    }
+
     fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut Carry) -> Poll<Result<bool, Gone>> {
         loop {
             // Readiness first: a connection that waits holds no buffer worth mentioning.
@@ -132,7 +147,7 @@ impl SideIo for TcpSide<'_> {
             match self.try_read() {
                 Ok(0) => return Poll::Ready(Ok(true)),
                 Ok(count) => {
-                    self.adapt(count);
+                    self.adapt(&SIZES, count);
                     into.push(self.buffer.split().freeze());
                     return Poll::Ready(Ok(false));
                 }

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use super::super::{Endpoint, RelayEnd, RelayError, relay};
 use crate::drain::{self, Trigger};
 use crate::hbone::{
-    Authority, ConnectHead, ConnectRequest, Dialer, Handler, HbonePool, HboneStream, PoolConfig, Responder,
+    Authority, ConnectHead, ConnectRequest, Dialer, Handler, HbonePool, HboneStream, Link, PoolConfig, Responder,
     TunnelKey, serve_connection,
 };
 use crate::identity::spiffe::SpiffeId;
@@ -164,7 +164,7 @@ pub(super) fn key() -> TunnelKey {
 }
 
 pub(super) fn head() -> ConnectHead {
-    ConnectHead::new(&"127.0.0.1:80".parse::<Authority>().unwrap()).unwrap()
+    ConnectHead::new(&"127.0.0.1:80".parse::<Authority>().unwrap())
 }
 
 /// Dials the other node: a socket pair, served by our server.
@@ -176,11 +176,11 @@ struct Loopback {
 impl Dialer for Loopback {
     type Io = TcpStream;
 
-    async fn dial(&self, _: &TunnelKey) -> Result<TcpStream, CloseDetail> {
+    async fn dial(&self, _: &TunnelKey) -> Result<Link<TcpStream>, CloseDetail> {
         let (ours, theirs) = tcp_pair().await;
         let handler = Accept(self.accept.clone());
-        tokio::spawn(serve_connection(theirs, handler, self.watch.clone()));
-        Ok(ours)
+        tokio::spawn(serve_connection(Link::plain(theirs), handler, self.watch.clone()));
+        Ok(Link::plain(ours))
     }
 }
 
@@ -201,9 +201,9 @@ pub(super) struct Ready(pub(super) Mutex<VecDeque<TcpStream>>);
 impl Dialer for Ready {
     type Io = TcpStream;
 
-    async fn dial(&self, _: &TunnelKey) -> Result<TcpStream, CloseDetail> {
+    async fn dial(&self, _: &TunnelKey) -> Result<Link<TcpStream>, CloseDetail> {
         let next = self.0.lock().unwrap().pop_front();
-        next.ok_or_else(|| CloseReason::ConnectFailed.with("none left"))
+        next.map(Link::plain).ok_or_else(|| CloseReason::ConnectFailed.with("none left"))
     }
 }
 
