@@ -8,6 +8,8 @@ mod chunk;
 mod client;
 mod error;
 pub mod headers;
+#[doc(hidden)] // public for the fuzz targets
+pub mod hpack;
 mod keepalive;
 pub mod pool;
 pub mod request;
