@@ -178,6 +178,7 @@ targets! {
     control_request
     csr
     forwarded
+    header_blocks
     mesh_file
     peer_certificate
     record

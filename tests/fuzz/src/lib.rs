@@ -8,11 +8,13 @@ mod certificates;
 mod control;
 mod der;
 mod heads;
+mod hpack;
 mod mesh;
 
 pub use certificates::{csr, peer_certificate};
 pub use control::{control_request, record};
 pub use heads::{baggage, connect_request, forwarded, traceparent};
+pub use hpack::header_blocks;
 pub use mesh::{mesh_file, spiffe};
 
 /// A body: any bytes in, a panic if a property does not hold.
@@ -25,6 +27,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("control_request", control_request),
     ("csr", csr),
     ("forwarded", forwarded),
+    ("header_blocks", header_blocks),
     ("mesh_file", mesh_file),
     ("peer_certificate", peer_certificate),
     ("record", record),
