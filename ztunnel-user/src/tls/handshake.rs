@@ -126,9 +126,13 @@ impl<S: Side> Handshake<'_, S> {
         }
     }
 
-    /// Puts what rustls has to say of its error behind what is to be written.
+    /// Puts what rustls has to say of its error behind what is to be written. Only while there is something:
+    /// after an error rustls must not look at what it was shown again (it panics if that is gone).
     fn queue_alert(&mut self) {
-        while let Ok(ConnectionState::EncodeTlsData(mut data)) = self.connection.process(&mut []).state {
+        while self.connection.wants_write() {
+            let Ok(ConnectionState::EncodeTlsData(mut data)) = self.connection.process(&mut []).state else {
+                return;
+            };
             if encode(&mut data, &mut self.outgoing).is_err() {
                 return;
             }

@@ -26,9 +26,33 @@ type Both = (
     Result<(server::TlsStream<TcpStream>, VerifiedPeer), TlsError>,
 );
 
+/// A handshake by the functions that give streams. Those that give records must come to the same verdicts,
+/// with each other and with these.
 async fn shake(client: &WorkloadCertificate, expected: &[SpiffeId], server: &WorkloadCertificate) -> Both {
     let (near, far) = pair().await;
-    tokio::join!(connect(client, expected, near), accept(server, far))
+    let both = tokio::join!(connect(client, expected, near), accept(server, far));
+    let verdicts = (verdict(&both.0), verdict(&both.1));
+    let (near, far) = pair().await;
+    let records = tokio::join!(
+        connect_records(client, expected, near),
+        accept_records(server, far)
+    );
+    assert_eq!((verdict(&records.0), verdict(&records.1)), verdicts);
+    let (near, far) = pair().await;
+    let mixed = tokio::join!(connect(client, expected, near), accept_records(server, far));
+    assert_eq!((verdict(&mixed.0), verdict(&mixed.1)), verdicts);
+    let (near, far) = pair().await;
+    let mixed = tokio::join!(connect_records(client, expected, near), accept(server, far));
+    assert_eq!((verdict(&mixed.0), verdict(&mixed.1)), verdicts);
+    both
+}
+
+/// Who the peer is, or all that is known of why there is none.
+fn verdict<T>(result: &Result<(T, VerifiedPeer), TlsError>) -> String {
+    match result {
+        Ok((_, peer)) => peer.id().to_string(),
+        Err(error) => error.close_detail().to_string(),
+    }
 }
 
 fn reason<T>(result: Result<T, TlsError>) -> CloseReason {
@@ -53,12 +77,14 @@ async fn stranger(
         Some((chain, key)) => config.with_client_auth_cert(chain, key).unwrap(),
         None => config.with_no_client_auth(),
     };
-    let (near, far) = pair().await;
+    let connector = TlsConnector::from(Arc::new(config));
     let name = ServerName::try_from("anything").unwrap();
-    let client = async {
-        let _refused_later = TlsConnector::from(Arc::new(config)).connect(name, near).await;
-    };
-    let ((), accepted) = tokio::join!(client, accept(server, far));
+    let (near, far) = pair().await;
+    let (_refused_later, records) =
+        tokio::join!(connector.connect(name.clone(), near), accept_records(server, far));
+    let (near, far) = pair().await;
+    let (_refused_later, accepted) = tokio::join!(connector.connect(name, near), accept(server, far));
+    assert_eq!(verdict(&records), verdict(&accepted));
     accepted.map(|_| ()).unwrap_err()
 }
 
@@ -243,17 +269,29 @@ async fn expired_certificates_are_refused_on_both_sides() {
 #[tokio::test(start_paused = true)]
 async fn a_silent_peer_ends_the_handshake() {
     let ca = TestCa::new();
+    let httpbin = ca.certificate(&id("default", "httpbin"));
     let (near, _silent) = tokio::io::duplex(1024);
-    let error = accept(&ca.certificate(&id("default", "httpbin")), near).await;
+    let error = accept(&httpbin, near).await;
+    assert!(matches!(error, Err(TlsError::Timeout(HANDSHAKE_TIMEOUT))));
+    let (near, _silent) = tokio::io::duplex(1024);
+    let error = accept_records(&httpbin, near).await;
+    assert!(matches!(error, Err(TlsError::Timeout(HANDSHAKE_TIMEOUT))));
+    let (near, _silent) = tokio::io::duplex(1024);
+    let error = connect_records(&httpbin, &[], near).await;
     assert!(matches!(error, Err(TlsError::Timeout(HANDSHAKE_TIMEOUT))));
 }
 
 #[tokio::test]
 async fn what_is_not_tls_is_a_tls_failure() {
     let ca = TestCa::new();
+    let httpbin = ca.certificate(&id("default", "httpbin"));
     let (mut near, far) = pair().await;
     near.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-    let accepted = accept(&ca.certificate(&id("default", "httpbin")), far).await;
+    let accepted = accept(&httpbin, far).await;
+    let (mut near, far) = pair().await;
+    near.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let records = accept_records(&httpbin, far).await;
+    assert_eq!(verdict(&records), verdict(&accepted));
     assert_eq!(reason(accepted), CloseReason::TlsFailure);
 }
 

@@ -9,6 +9,8 @@ mod messages;
 mod opener;
 mod sealer;
 mod session;
+#[cfg(test)]
+mod tests;
 
 pub use error::RecordError;
 pub use opener::{Content, Opener};

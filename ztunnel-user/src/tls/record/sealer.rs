@@ -149,7 +149,7 @@ impl Sealer {
     }
 
     #[cfg(test)]
-    pub(super) fn limit(&mut self, records: u64) {
+    pub(crate) fn limit(&mut self, records: u64) {
         self.worn_at = records;
         self.ends_at = records + SPARE;
     }
