@@ -13,6 +13,7 @@ pub mod reason;
 // 2 · adapters: the kernel, the node, who we are, what is seen
 pub mod bpf;
 pub mod ca;
+pub mod cores;
 pub mod drain;
 pub mod identity;
 pub mod node;

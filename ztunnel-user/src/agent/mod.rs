@@ -1,8 +1,8 @@
 //! One node: builds the parts in order, keeps them fed, and takes them down in order. It decides when things
 //! happen; what happens to a connection is decided on its path.
 //!
-//! Two runtimes: this thread runs control (mesh file, enrolment, certificates, administration), the workers run
-//! connections. Neither waits for the other.
+//! This thread runs control (mesh file, enrolment, certificates, administration), the cores run connections. Neither
+//! waits for the other.
 
 mod dump;
 mod feed;
@@ -24,6 +24,7 @@ use crate::{
     admin::{self, Admin, Readiness},
     bpf::{self, Host, Kernel, Tables, TcMode},
     config::Settings,
+    cores::{self, Cores},
     drain,
     identity::{CaClientConfig, SecretStore, SystemClock},
     meshfile::Options,
@@ -42,6 +43,8 @@ pub struct KernelOptions {
     pub debug: bool,
 }
 
+/// How long what is cut at the end may take.
+const CUT: Duration = Duration::from_millis(200);
 /// How long the last log lines may take to leave.
 const LOG_FLUSH: Duration = Duration::from_secs(1);
 
@@ -50,19 +53,14 @@ const LOG_FLUSH: Duration = Duration::from_secs(1);
 /// # Errors
 /// Whatever keeps it from starting, with what to do about it.
 pub fn run(settings: Settings, kernel: KernelOptions, log: &LogHandle) -> Result<()> {
-    let workers = runtime::Builder::new_multi_thread()
-        .worker_threads(settings.workers)
-        .thread_name("ztunnel-worker")
-        .enable_all()
-        .build()
-        .context("starting the workers")?;
+    let (cores, threads) = cores::start(settings.workers).context("starting the workers")?;
     let control = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("starting the control thread")?;
-    let ran = control.block_on(serve(settings, kernel, log, workers.handle()));
+    let ran = control.block_on(serve(settings, kernel, log, cores));
     // Connections were drained; what is left is cut.
-    workers.shutdown_timeout(Duration::from_millis(200));
+    threads.shutdown(CUT);
     if !log.flush(LOG_FLUSH) {
         tracing::debug!("the last log lines may be lost");
     }
@@ -73,7 +71,7 @@ async fn serve(
     settings: Settings,
     kernel_options: KernelOptions,
     log: &LogHandle,
-    workers: &runtime::Handle,
+    cores: Cores,
 ) -> Result<()> {
     let host = Host::probe(&settings.bpf_dir)?;
     raise_descriptor_limit();
@@ -81,7 +79,7 @@ async fn serve(
         .with_context(|| format!("making the run directory {}", settings.run_dir.display()))?;
     let telemetry = Telemetry::new(env!("CARGO_PKG_VERSION"));
     telemetry.watch_log(log.clone());
-    telemetry.watch_runtime("workers", workers);
+    telemetry.watch_cores("workers", &cores);
 
     let changes = watch::watch_file(&settings.mesh_file);
     let options = Options {
@@ -109,7 +107,7 @@ async fn serve(
         mesh: Arc::clone(&mesh),
         secrets: Arc::clone(&secrets),
         telemetry: Arc::clone(&telemetry),
-        workers: workers.clone(),
+        cores,
         kernel_carries: matches!(steering, Steering::ConnectHook { .. }),
         splicing,
     })?;

@@ -34,6 +34,42 @@ impl Captured {
     }
 }
 
+/// A captured connection on its way from one runtime to another; no runtime watches its socket.
+#[derive(Debug)]
+pub struct Detached {
+    stream: std::net::TcpStream,
+    client: SocketAddr,
+    original_dst: SocketAddr,
+}
+
+impl Captured {
+    /// Takes the connection from the runtime that it was accepted on.
+    ///
+    /// # Errors
+    /// That runtime refuses to give the socket up.
+    pub fn detach(self) -> io::Result<Detached> {
+        Ok(Detached {
+            stream: self.stream.into_std()?,
+            client: self.client,
+            original_dst: self.original_dst,
+        })
+    }
+}
+
+impl Detached {
+    /// Gives it to the runtime that this is called on.
+    ///
+    /// # Errors
+    /// The runtime cannot watch the socket.
+    pub fn attach(self) -> io::Result<Captured> {
+        Ok(Captured {
+            stream: TcpStream::from_std(self.stream)?,
+            client: self.client,
+            original_dst: self.original_dst,
+        })
+    }
+}
+
 /// The same address, with a v4-mapped IPv6 address as IPv4.
 pub fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())

@@ -208,7 +208,8 @@ async fn reach(
             };
             let head = head(connection, hbone, source)?;
             let stream = pod
-                .pool
+                .pools
+                .here()
                 .connect(&key, &head)
                 .await
                 .map_err(|error| error.detail())?;

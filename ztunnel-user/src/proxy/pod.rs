@@ -20,6 +20,7 @@ use super::{
 use crate::{
     bpf::Tables,
     config::SameNode,
+    cores::{Cores, PerCore},
     hbone::{HbonePool, PoolConfig},
     identity::SecretStore,
     mesh::Workload,
@@ -52,6 +53,8 @@ pub struct PodParts {
     pub same_node: SameNode,
     /// The node's means to splice.
     pub splicing: Splicing,
+    /// The threads that carry its connections.
+    pub cores: Cores,
 }
 
 /// One enrolled pod, as its connections see it.
@@ -62,7 +65,8 @@ pub struct Pod {
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) upstream: UpstreamDialer,
     pub(super) app: AppDialer,
-    pub(super) pool: HbonePool<TunnelDialer>,
+    /// Each core's tunnels, so that a stream and its tunnel are on one.
+    pub(super) pools: PerCore<HbonePool<TunnelDialer>>,
     pub(super) connections: Arc<Connections>,
     pub(super) tables: Arc<Tables>,
     pub(super) local: LocalPods,
@@ -89,7 +93,8 @@ impl Pod {
             Arc::clone(&parts.tables),
             addresses.clone(),
         );
-        let tunnels = TunnelDialer::new(upstream.clone(), Arc::clone(&parts.secrets));
+        let tunnels = Arc::new(TunnelDialer::new(upstream.clone(), Arc::clone(&parts.secrets)));
+        let pool = || HbonePool::new(PoolConfig::default(), Arc::clone(&tunnels));
         Arc::new(Self {
             name: parts.name,
             mesh: parts.mesh,
@@ -102,7 +107,7 @@ impl Pod {
             same_node: parts.same_node,
             splicing: parts.splicing,
             app: AppDialer::new(parts.netns, parts.tables),
-            pool: HbonePool::new(PoolConfig::default(), Arc::new(tunnels)),
+            pools: PerCore::new(&parts.cores, pool),
             upstream,
             connections: Arc::default(),
             addresses,

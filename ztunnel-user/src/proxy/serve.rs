@@ -1,13 +1,15 @@
-//! Accepts a pod's captured connections and gives each to the file that carries it, until a drain.
+//! Accepts a pod's captured connections on the pod's home core, and gives each to the core that carries it and to
+//! the file that does, until a drain.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
-use tokio::{runtime::Handle, time::timeout};
+use tokio::time::timeout;
 
 use super::{Pod, dial, inbound, outbound, plaintext};
 use crate::{
     bpf::Tables,
     capture::{Captured, ListenError, Listener, Role},
+    cores::Home,
     drain,
     node::Netns,
 };
@@ -41,61 +43,101 @@ impl PodListeners {
     }
 }
 
-/// Serves the pod on `workers` until the drain; the drain's watchers are the connections.
-pub fn start(pod: &Arc<Pod>, listeners: PodListeners, drain: &drain::Watch, workers: &Handle) {
+/// What a tunnel weighs on its core, in connections: many come in it, and all stay where it is.
+const TUNNEL_WEIGHT: usize = 16;
+
+/// Serves the pod, from its home core, until the drain; the drain's watchers are the connections.
+pub fn start(pod: &Arc<Pod>, listeners: PodListeners, drain: &drain::Watch, home: Home) {
     let PodListeners {
         outbound,
         hbone,
         plaintext,
     } = listeners;
-    workers.spawn(accept_all(
-        Arc::clone(pod),
-        outbound,
-        drain.clone(),
-        outbound::carry,
-    ));
-    workers.spawn(accept_all(Arc::clone(pod), hbone, drain.clone(), inbound::serve));
-    workers.spawn(accept_all(
-        Arc::clone(pod),
-        plaintext,
-        drain.clone(),
-        plaintext::carry,
-    ));
+    let home = Arc::new(home);
+    let door = |listener, weight| Door {
+        pod: Arc::clone(pod),
+        listener,
+        home: Arc::clone(&home),
+        weight,
+    };
+    let runtime = home.handle();
+    runtime.spawn(door(outbound, 1).accept_all(drain.clone(), outbound::carry));
+    runtime.spawn(door(hbone, TUNNEL_WEIGHT).accept_all(drain.clone(), inbound::serve));
+    runtime.spawn(door(plaintext, 1).accept_all(drain.clone(), plaintext::carry));
 }
 
-async fn accept_all<F, Fut>(pod: Arc<Pod>, listener: Listener, drain: drain::Watch, carry: F)
-where
-    F: Fn(Arc<Pod>, Captured, drain::Watch) -> Fut,
-    Fut: Future<Output = ()> + Send + 'static,
-{
-    let give = |captured: Captured, drain: &drain::Watch| {
+/// Where connections of one role come in.
+struct Door {
+    pod: Arc<Pod>,
+    listener: Listener,
+    home: Arc<Home>,
+    /// Of what comes in here.
+    weight: usize,
+}
+
+impl Door {
+    async fn accept_all<F, Fut>(self, drain: drain::Watch, carry: F)
+    where
+        F: Fn(Arc<Pod>, Captured, drain::Watch) -> Fut + Copy + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let guard = loop {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                guard = async { drain.clone().signaled().await } => break guard,
+            };
+            match accepted {
+                Ok(captured) => self.give(captured, &drain, carry),
+                Err(error) => {
+                    tracing::warn!(pod = %self.pod.name, %error, "cannot accept a captured connection");
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        };
+        let last = async {
+            while let Ok(captured) = self.listener.accept().await {
+                self.give(captured, &drain, carry);
+            }
+        };
+        let cut = async { drain.clone().cut().await };
+        tokio::select! {
+            _ = timeout(LAST_ARRIVALS, last) => {}
+            () = cut => {}
+        }
+        drop(guard);
+    }
+
+    /// Gives a connection to the core that carries it.
+    fn give<F, Fut>(&self, captured: Captured, drain: &drain::Watch, carry: F)
+    where
+        F: Fn(Arc<Pod>, Captured, drain::Watch) -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
         let _ = captured.stream.set_nodelay(true);
         // The app's own keepalive ends at our socket: a client that is gone shows nowhere else.
         let _ = dial::keep_alive(&socket2::SockRef::from(&captured.stream));
-        tokio::spawn(carry(Arc::clone(&pod), captured, drain.clone()));
-    };
-    let guard = loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            guard = async { drain.clone().signaled().await } => break guard,
+        let (pod, drain) = (Arc::clone(&self.pod), drain.clone());
+        let place = self.home.place(self.weight);
+        let Some(other) = place.elsewhere().cloned() else {
+            tokio::spawn(async move {
+                let _place = place;
+                carry(pod, captured, drain).await;
+            });
+            return;
         };
-        match accepted {
-            Ok(captured) => give(captured, &drain),
-            Err(error) => {
-                tracing::warn!(pod = %pod.name, %error, "cannot accept a captured connection");
-                tokio::time::sleep(ACCEPT_BACKOFF).await;
-            }
+        // A socket that cannot change hands is closed, with a reset: nothing of it was read.
+        let lost = |pod: &Pod, error: &io::Error| {
+            tracing::warn!(pod = %pod.name, %error, "a captured connection is lost on its way to another core");
+        };
+        match captured.detach() {
+            Ok(detached) => drop(other.spawn(async move {
+                let _place = place;
+                match detached.attach() {
+                    Ok(captured) => carry(pod, captured, drain).await,
+                    Err(error) => lost(&pod, &error),
+                }
+            })),
+            Err(error) => lost(&pod, &error),
         }
-    };
-    let last = async {
-        while let Ok(captured) = listener.accept().await {
-            give(captured, &drain);
-        }
-    };
-    let cut = async { drain.clone().cut().await };
-    tokio::select! {
-        _ = timeout(LAST_ARRIVALS, last) => {}
-        () = cut => {}
     }
-    drop(guard);
 }

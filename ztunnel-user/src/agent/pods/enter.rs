@@ -209,14 +209,16 @@ impl Inner {
             local: self.local.clone(),
             same_node: self.settings.same_node,
             splicing: self.splice_pods.splicing().clone(),
+            cores: self.cores.clone(),
         });
         let (serving, watch) = drain::channel();
-        {
-            // Listeners belong to the workers' reactor.
-            let _workers = self.workers.enter();
-            let listeners = PodListeners::open(netns, tables)?;
-            proxy::start(&pod, listeners, &watch, &self.workers);
-        }
+        let home = self.cores.settle();
+        let listeners = {
+            // Listeners belong to the runtime that accepts.
+            let _home = home.handle().enter();
+            PodListeners::open(netns, tables)?
+        };
+        proxy::start(&pod, listeners, &watch, home);
         let generation = self.next_generation();
         // The programs of the cgroup are there for every pod already: until those of this one hang, its connections
         // are its own. A pod that was captured before stays captured.

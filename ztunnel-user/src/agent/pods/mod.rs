@@ -16,7 +16,6 @@ use std::{
 
 use anyhow::{Context, Result};
 use tokio::{
-    runtime::Handle,
     sync::Notify,
     task::{AbortHandle, JoinSet},
 };
@@ -25,6 +24,7 @@ use super::{flows::Flows, publish::Publisher, splicing::SplicePods};
 use crate::{
     bpf::{Kernel, PodLinks, Tables},
     config::Settings,
+    cores::Cores,
     drain,
     identity::SecretStore,
     mesh::Workload,
@@ -50,7 +50,7 @@ struct Inner {
     mesh: Arc<LiveMesh>,
     secrets: Arc<SecretStore>,
     telemetry: Arc<Telemetry>,
-    workers: Handle,
+    cores: Cores,
     records: Records,
     local: LocalPods,
     publisher: Publisher,
@@ -118,8 +118,8 @@ pub struct PodsParts {
     pub secrets: Arc<SecretStore>,
     /// Access log and metrics.
     pub telemetry: Arc<Telemetry>,
-    /// The runtime that carries connections.
-    pub workers: Handle,
+    /// The threads that carry connections.
+    pub cores: Cores,
     /// Whether the kernel may carry connections by itself: only where it can tell of them and they can be cut.
     pub kernel_carries: bool,
     /// The means to splice, given when the first workload asks.
@@ -138,7 +138,7 @@ impl Pods {
             mesh,
             secrets,
             telemetry,
-            workers,
+            cores,
             kernel_carries,
             splicing,
         } = parts;
@@ -156,7 +156,7 @@ impl Pods {
             mesh,
             secrets,
             telemetry,
-            workers,
+            cores,
             records,
             local,
             publisher,

@@ -23,6 +23,7 @@ use prometheus_client::registry::Registry;
 use super::access;
 use super::connection::{Connection, ConnectionTracker, Direction};
 use super::log::LogHandle;
+use crate::cores::Cores;
 use crate::policy::{Action, DryRunMatch};
 use crate::reason::{CloseDetail, CloseReason};
 use traffic::Traffic;
@@ -46,7 +47,7 @@ pub struct Telemetry {
     generation: Gauge<u64, AtomicU64>,
     pods: PodMetrics,
     log: Arc<LogLines>,
-    runtimes: Arc<runtime::Runtimes>,
+    cores: Arc<runtime::Workers>,
     kernel: Arc<Kernel>,
 }
 
@@ -64,7 +65,7 @@ impl Telemetry {
             generation: Gauge::default(),
             pods: PodMetrics::default(),
             log: Arc::default(),
-            runtimes: Arc::default(),
+            cores: Arc::default(),
             kernel: Arc::default(),
         };
         telemetry.register(tag);
@@ -107,7 +108,7 @@ impl Telemetry {
         );
         registry.register_collector(Box::new(Arc::clone(&self.log)));
         registry.register_collector(Box::new(Arc::clone(&self.kernel)));
-        registry.register_collector(Box::new(Arc::clone(&self.runtimes)));
+        registry.register_collector(Box::new(Arc::clone(&self.cores)));
         registry.register_collector(Box::new(runtime::Process));
     }
 
@@ -170,9 +171,9 @@ impl Telemetry {
         &self.pods
     }
 
-    /// Shows what a runtime does, under this name. Once per runtime.
-    pub fn watch_runtime(&self, name: &'static str, runtime: &tokio::runtime::Handle) {
-        self.runtimes.add(name, runtime.metrics());
+    /// Shows what the threads do that carry connections, under this name. Once.
+    pub fn watch_cores(&self, name: &'static str, cores: &Cores) {
+        self.cores.watch(name, cores);
     }
 
     /// Shows what the kernel half counts, in place of what was given before.

@@ -1,13 +1,16 @@
-//! What the process and its runtimes use, read when somebody scrapes.
+//! What the process and its workers use, read when somebody scrapes.
 
 use std::fmt;
 use std::fs;
-use std::sync::{Mutex, PoisonError};
+use std::sync::OnceLock;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
-use tokio::runtime::RuntimeMetrics;
+use prometheus_client::metrics::counter::ConstCounter;
+use tokio::runtime::{Handle, RuntimeMetrics};
+
+use crate::cores::Cores;
 
 /// Open files of this process, and how many it may have.
 #[derive(Debug)]
@@ -53,17 +56,18 @@ fn max_open_files(limits: &str) -> Option<i64> {
     }
 }
 
-/// The runtimes of this process, by name.
+/// The threads that carry connections. Each has a runtime of its own; they are shown as one runtime whose workers they
+/// are.
 #[derive(Debug, Default)]
-pub(super) struct Runtimes(Mutex<Vec<(&'static str, RuntimeMetrics)>>);
+pub(super) struct Workers(OnceLock<(&'static str, Cores)>);
 
-/// A metric with one value per runtime.
-type OfRuntime = (&'static str, &'static str, fn(&RuntimeMetrics) -> usize);
+/// A metric with one value for all workers together.
+type OfAll = (&'static str, &'static str, fn(&RuntimeMetrics) -> usize);
 
-/// A metric with one value per worker of a runtime.
-type OfWorker = (&'static str, &'static str, fn(&RuntimeMetrics, usize) -> f64);
+/// A metric with one value per worker.
+type OfWorker = (&'static str, &'static str, fn(&RuntimeMetrics) -> f64);
 
-const OF_RUNTIME: [OfRuntime; 3] = [
+const OF_ALL: [OfAll; 3] = [
     (
         "tokio_num_workers",
         "Worker threads.",
@@ -76,7 +80,7 @@ const OF_RUNTIME: [OfRuntime; 3] = [
     ),
     (
         "tokio_global_queue_depth",
-        "Tasks that wait in the queue of no worker.",
+        "Tasks that another thread gave to a worker, and that it has not begun.",
         RuntimeMetrics::global_queue_depth,
     ),
 ];
@@ -85,55 +89,59 @@ const OF_WORKER: [OfWorker; 3] = [
     (
         "tokio_worker_total_busy_duration_seconds",
         "Time that a worker spent running tasks.",
-        |metrics, worker| metrics.worker_total_busy_duration(worker).as_secs_f64(),
+        |metrics| metrics.worker_total_busy_duration(0).as_secs_f64(),
     ),
     (
         "tokio_worker_park_count",
         "How often a worker went to sleep.",
-        |metrics, worker| metrics.worker_park_count(worker) as f64,
+        |metrics| metrics.worker_park_count(0) as f64,
     ),
     (
         "tokio_worker_park_unpark_count",
         "How often a worker went to sleep or woke.",
-        |metrics, worker| metrics.worker_park_unpark_count(worker) as f64,
+        |metrics| metrics.worker_park_unpark_count(0) as f64,
     ),
 ];
 
-impl Runtimes {
-    pub(super) fn add(&self, name: &'static str, metrics: RuntimeMetrics) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((name, metrics));
+impl Workers {
+    /// Only the first ones count.
+    pub(super) fn watch(&self, name: &'static str, cores: &Cores) {
+        let _ = self.0.set((name, cores.clone()));
     }
 }
 
-impl Collector for Runtimes {
+impl Collector for Workers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let runtimes = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for (name, help, value) in OF_RUNTIME {
-            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for (runtime, metrics) in &runtimes {
-                let value = i64::try_from(value(metrics)).unwrap_or(i64::MAX);
+        let Some((name, cores)) = self.0.get() else {
+            return Ok(());
+        };
+        let metrics: Vec<RuntimeMetrics> = cores.handles().map(Handle::metrics).collect();
+        for (metric, help, value) in OF_ALL {
+            let sum: usize = metrics.iter().map(value).sum();
+            let mut family = encoder.encode_descriptor(metric, help, None, MetricType::Gauge)?;
+            family
+                .encode_family(&[("runtime", *name)])?
+                .encode_gauge(&i64::try_from(sum).unwrap_or(i64::MAX))?;
+        }
+        let labels = |worker: usize| [("runtime", (*name).to_owned()), ("worker", worker.to_string())];
+        for (metric, help, value) in OF_WORKER {
+            let mut family = encoder.encode_descriptor(metric, help, None, MetricType::Gauge)?;
+            for (worker, metrics) in metrics.iter().enumerate() {
                 family
-                    .encode_family(&[("runtime", *runtime)])?
-                    .encode_gauge(&value)?;
+                    .encode_family(&labels(worker))?
+                    .encode_gauge(&value(metrics))?;
             }
         }
-        for (name, help, value) in OF_WORKER {
-            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for (runtime, metrics) in &runtimes {
-                for worker in 0..metrics.num_workers() {
-                    let labels = [("runtime", (*runtime).to_owned()), ("worker", worker.to_string())];
-                    family
-                        .encode_family(&labels)?
-                        .encode_gauge(&value(metrics, worker))?;
-                }
-            }
+        let help = "Connections that a worker carries and another has accepted.";
+        let mut family = encoder.encode_descriptor(HANDOVERS, help, None, MetricType::Counter)?;
+        for (worker, count) in cores.handed_over().enumerate() {
+            ConstCounter::new(count).encode(family.encode_family(&labels(worker))?)?;
         }
         Ok(())
     }
 }
+
+const HANDOVERS: &str = "ztunnel_worker_handovers";
 
 #[cfg(test)]
 mod tests {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::traffic::FORGET_AFTER;
 use super::*;
+use crate::cores;
 use crate::mesh::PolicyName;
 use crate::telemetry::fixtures::{hbone, plaintext, service, stranger, workload};
 use crate::telemetry::log::{self, LogFormat};
@@ -295,7 +296,8 @@ async fn every_metric_has_somebody_who_moves_it() {
     telemetry.pods().started();
     telemetry.pods().set_pending(2);
     telemetry.watch_kernel(Arc::new(Fixed));
-    telemetry.watch_runtime("worker", &tokio::runtime::Handle::current());
+    let (cores, _threads) = cores::start(2).unwrap();
+    telemetry.watch_cores("workers", &cores);
     let (gone, output) = std::io::pipe().unwrap();
     drop(gone);
     let (subscriber, log) = log::subscriber(LogFormat::Text, "", output).unwrap();
@@ -321,7 +323,8 @@ async fn every_metric_has_somebody_who_moves_it() {
         ("ztunnel_mesh_generation", "gauge", 1.0),
         ("ztunnel_log_lines_dropped", "counter", 1.0),
         ("ztunnel_kernel_counters", "counter", 5.0),
-        ("tokio_num_workers", "gauge", 1.0),
+        ("tokio_num_workers", "gauge", 2.0),
+        ("ztunnel_worker_handovers", "counter", 0.0),
     ];
     for (name, kind, value) in expected {
         assert_eq!(scrape.types.get(name).map(String::as_str), Some(kind), "{name}");

@@ -1,0 +1,268 @@
+//! The threads that carry connections: a runtime of its own on each, so that everything of a connection (its sockets,
+//! its tunnel, its timers) belongs to one thread and no task ever moves to another. Waking another thread takes an
+//! interrupt to another processor, which costs more than most of what a connection does.
+//!
+//! It decides on which of them a connection is carried, once, when it is accepted. It must never move one later.
+
+mod load;
+mod place;
+
+use std::{
+    cell::Cell,
+    convert::Infallible,
+    fmt, io,
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    runtime::{Builder, Handle, Runtime},
+    sync::oneshot,
+};
+
+use self::load::Load;
+use self::place::Standing;
+
+thread_local! {
+    static HERE: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The number of the core that the calling thread is; 0 on threads that are none.
+pub fn here() -> usize {
+    HERE.get()
+}
+
+/// The node's cores. Clones are the same.
+#[derive(Clone)]
+pub struct Cores {
+    cores: Arc<PerCore<Core>>,
+}
+
+#[derive(Clone, Debug)]
+struct Core {
+    number: usize,
+    handle: Handle,
+    load: Arc<Load>,
+}
+
+impl fmt::Debug for Cores {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cores({})", self.cores.len())
+    }
+}
+
+/// Starts `count` cores, at least one.
+///
+/// # Errors
+/// A thread or its runtime cannot be made: no descriptors or processes are left.
+pub fn start(count: usize) -> io::Result<(Cores, Threads)> {
+    let mut running = Vec::new();
+    let cores = PerCore::make(count, |number| {
+        let load = Arc::new(Load::new());
+        let runtime = runtime(&load)?;
+        let handle = runtime.handle().clone();
+        running.push(Running::start(number, runtime, Arc::clone(&load))?);
+        Ok::<_, io::Error>(Core { number, handle, load })
+    })?;
+    let cores = Arc::new(cores);
+    Ok((Cores { cores }, Threads { running }))
+}
+
+fn runtime(load: &Arc<Load>) -> io::Result<Runtime> {
+    let (rests, wakes) = (Arc::clone(load), Arc::clone(load));
+    Builder::new_current_thread()
+        .enable_all()
+        .on_thread_park(move || rests.rests())
+        .on_thread_unpark(move || wakes.wakes())
+        .build()
+}
+
+impl Cores {
+    /// The runtimes, in the order of their numbers.
+    pub fn handles(&self) -> impl Iterator<Item = &Handle> {
+        self.cores.iter().map(|core| &core.handle)
+    }
+
+    /// For each core, how many connections another core has accepted for it.
+    pub fn handed_over(&self) -> impl Iterator<Item = u64> {
+        self.cores.iter().map(|core| core.load.handed_over())
+    }
+
+    /// Chooses the core on which a pod's connections are accepted: one that has the fewest pods, and of those the one
+    /// that has the least to do.
+    pub fn settle(&self) -> Home {
+        let standings: Vec<(usize, Standing)> = self
+            .cores
+            .iter()
+            .map(|core| (core.load.pods(), core.load.standing()))
+            .collect();
+        let core = self.cores.at(place::home(&standings)).clone();
+        core.load.pod_settled();
+        Home {
+            cores: self.clone(),
+            core,
+        }
+    }
+}
+
+/// The core on which one pod's connections are accepted. Dropped, it is nobody's.
+#[derive(Debug)]
+pub struct Home {
+    cores: Cores,
+    core: Core,
+}
+
+impl Home {
+    /// Its runtime.
+    pub fn handle(&self) -> &Handle {
+        &self.core.handle
+    }
+
+    /// Decides which core carries something of this weight that was accepted here: this one, unless it is busy and
+    /// another is not, or has much more to look after. A connection weighs 1.
+    pub fn place(&self, weight: usize) -> Place {
+        let home = &self.core;
+        let chosen = if place::stays(home.load.standing()) {
+            home
+        } else {
+            let standings: Vec<Standing> = self.cores.cores.iter().map(|core| core.load.standing()).collect();
+            self.cores.cores.at(place::core(home.number, &standings))
+        };
+        let elsewhere = chosen.number != home.number;
+        chosen.load.takes(weight, elsewhere);
+        Place {
+            core: chosen.clone(),
+            weight,
+            elsewhere,
+        }
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        self.core.load.pod_left();
+    }
+}
+
+/// A connection's place on a core; it counts as one of that core's until it is dropped.
+#[derive(Debug)]
+pub struct Place {
+    core: Core,
+    weight: usize,
+    elsewhere: bool,
+}
+
+impl Place {
+    /// The core's runtime, if it is another than the one that accepted.
+    pub fn elsewhere(&self) -> Option<&Handle> {
+        self.elsewhere.then_some(&self.core.handle)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.core.load.gives_back(self.weight);
+    }
+}
+
+/// One of something for each core, so that none is used by two.
+#[derive(Debug)]
+pub struct PerCore<T> {
+    first: T,
+    others: Box<[T]>,
+}
+
+impl<T> PerCore<T> {
+    /// Makes as many as there are cores.
+    pub fn new(cores: &Cores, mut make: impl FnMut() -> T) -> Self {
+        let made = Self::make(cores.cores.len(), |_| Ok::<_, Infallible>(make()));
+        match made {
+            Ok(made) => made,
+            Err(never) => match never {},
+        }
+    }
+
+    fn make<E>(count: usize, mut make: impl FnMut(usize) -> Result<T, E>) -> Result<Self, E> {
+        Ok(Self {
+            first: make(0)?,
+            others: (1..count).map(make).collect::<Result<_, E>>()?,
+        })
+    }
+
+    /// The calling thread's; the first core's on threads that are no core.
+    pub fn here(&self) -> &T {
+        self.at(here())
+    }
+
+    /// The one with this number; the first where there is none.
+    fn at(&self, number: usize) -> &T {
+        let other = number.checked_sub(1).and_then(|number| self.others.get(number));
+        other.unwrap_or(&self.first)
+    }
+
+    fn len(&self) -> usize {
+        1 + self.others.len()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+}
+
+/// The threads. Dropped, they are told to end, and nobody waits for them.
+#[derive(Debug)]
+pub struct Threads {
+    running: Vec<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    /// Dropped, it ends the thread.
+    stop: oneshot::Sender<()>,
+    /// Gives an error once the thread has dropped all tasks.
+    ended: mpsc::Receiver<()>,
+}
+
+impl Running {
+    fn start(number: usize, runtime: Runtime, load: Arc<Load>) -> io::Result<Self> {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (ends, ended) = mpsc::channel();
+        thread::Builder::new()
+            .name(format!("ztunnel-{number}"))
+            .spawn(move || {
+                HERE.set(number);
+                load.wakes();
+                // Nothing is ever sent.
+                let _ = runtime.block_on(stopped);
+                drop(runtime);
+                load.rests();
+                drop::<mpsc::Sender<()>>(ends);
+            })?;
+        Ok(Self { stop, ended })
+    }
+}
+
+impl Threads {
+    /// Drops every task, and waits for that no longer than `patience`. What blocks a thread longer is left behind.
+    pub fn shutdown(self, patience: Duration) {
+        let until = Instant::now() + patience;
+        let ends: Vec<mpsc::Receiver<()>> = self
+            .running
+            .into_iter()
+            .map(|Running { stop, ended }| {
+                drop(stop);
+                ended
+            })
+            .collect();
+        for ended in ends {
+            let left = until.saturating_duration_since(Instant::now());
+            if ended.recv_timeout(left) == Err(mpsc::RecvTimeoutError::Timeout) {
+                tracing::debug!("a core is still at work and is left behind");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
