@@ -26,6 +26,9 @@ pub(crate) struct Options {
     /// Only rows with this in their name, and what they are compared with
     #[arg(long, value_name = "TEXT")]
     row: Option<String>,
+    /// Measure this stock ztunnel as well; built with its feature `testing`
+    #[arg(long, value_name = "PATH")]
+    against: Option<PathBuf>,
     /// Write everything there as well, with every sample
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -60,15 +63,19 @@ pub(crate) fn verb(options: &Options) -> Result<bool> {
 
 /// Gives `bench` the options that were given to us.
 fn hand_on(options: &Options, bench: &mut Command) -> Result<()> {
-    let json = options.json.as_ref().map(std::path::absolute).transpose();
-    // The benchmark is started in the top directory, not where the file was named.
-    let json = json.context("--json: no path")?.map(PathBuf::into_os_string);
+    // The benchmark is started in the top directory, not where the files were named.
+    let absolute = |flag, path: &Option<PathBuf>| {
+        let path = path.as_ref().map(std::path::absolute).transpose();
+        let path = path.with_context(|| format!("{flag}: no path"))?;
+        Ok::<_, anyhow::Error>(path.map(PathBuf::into_os_string))
+    };
     let words = [
         ("--rounds", options.rounds.map(|n| n.to_string().into())),
         ("--seconds", options.seconds.map(|s| s.to_string().into())),
         ("--case", options.case.as_ref().map(Into::into)),
         ("--row", options.row.as_ref().map(Into::into)),
-        ("--json", json),
+        ("--against", absolute("--against", &options.against)?),
+        ("--json", absolute("--json", &options.json)?),
     ];
     for (flag, value) in words {
         if let Some(value) = value {
@@ -95,6 +102,7 @@ mod tests {
             seconds: None,
             case: None,
             row: None,
+            against: None,
             json: None,
         };
         assert_eq!(words(&options), "bench");
@@ -111,6 +119,7 @@ mod tests {
             seconds: None,
             case: Some("rtt".into()),
             row: None,
+            against: None,
             json: Some("a.json".into()),
         };
         let here = std::env::current_dir().unwrap().join("a.json");

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use ztunnel_tests::{Mesh, Netns, Node, Pod, Process, SOON, becomes_true, enough};
+use ztunnel_tests::{Mesh, MeshBuilder, Netns, Node, Pod, Process, SOON, becomes_true, enough};
 
-use crate::case::{Case, Figures};
+use crate::case::{CPU_S_PER_GB, Case, Figures};
 use crate::report::Sample;
-use crate::row::{Kind, NODES, Row, Setup, Spot};
+use crate::row::{Kind, NODES, Proxy, Row, Setup, Spot};
 use crate::server::{IO_LIMIT, LISTENING};
+use crate::stock::{self, Stock};
 use crate::{tcp, usage};
 
 /// Longest a client may take beyond its measured time: a bulk run ends when every byte in a buffer has arrived.
@@ -44,33 +45,82 @@ fn pod_name(role: Role, spot: Spot) -> String {
 pub(crate) struct Field {
     // Dropped in this order: the servers run in namespaces of the meshes.
     servers: Vec<Process>,
-    meshes: Vec<(Setup, Mesh)>,
+    meshes: Vec<Raised>,
+}
+
+/// A mesh and its proxies.
+#[derive(Debug)]
+struct Raised {
+    setup: Setup,
+    /// A stock ztunnel's processes; ours are the mesh's own.
+    stock: Vec<Stock>,
+    mesh: Mesh,
+}
+
+impl Raised {
+    fn proxies(&self) -> Result<Vec<usage::Proxy>> {
+        let stock = self.stock.iter().map(|stock| {
+            Ok(usage::Proxy {
+                node: stock.node().to_owned(),
+                pid: stock.pid(),
+            })
+        });
+        let ours = self.mesh.nodes().iter().map(|node| {
+            Ok(usage::Proxy {
+                node: node.name().to_owned(),
+                pid: node.pid()?,
+            })
+        });
+        match self.setup.proxy {
+            Proxy::Ours => ours.collect(),
+            Proxy::Stock => stock.collect(),
+        }
+    }
+
+    /// The end of what each proxy has written.
+    fn said(&self) -> String {
+        let stock = self.stock.iter().map(|stock| (stock.node(), stock.output()));
+        let ours = self
+            .mesh
+            .nodes()
+            .iter()
+            .map(|node| (node.name(), node.log_text()));
+        let said = stock.chain(ours).filter(|(_, text)| !text.is_empty());
+        said.map(|(node, text)| format!("; the ztunnel on {node} wrote: {}", tail(&text)))
+            .collect()
+    }
 }
 
 impl Field {
-    /// Raises what `rows` need.
-    pub(crate) fn raise(rows: &[Row]) -> Result<Self> {
+    /// Raises what `rows` need; `against` is the binary of their stock ztunnel.
+    pub(crate) fn raise(rows: &[Row], against: Option<&Path>) -> Result<Self> {
         let mut field = Self {
             servers: Vec::new(),
             meshes: Vec::new(),
         };
         for row in rows {
-            if field.meshes.iter().any(|(setup, _)| *setup == row.setup) {
+            if field.meshes.iter().any(|raised| raised.setup == row.setup) {
                 continue;
             }
             if enough() {
                 bail!("interrupted");
             }
-            let mesh = raise(row.setup, &pods_of(rows, row.setup))?;
-            field.meshes.push((row.setup, mesh));
+            let pods = pods_of(rows, row.setup);
+            field.meshes.push(match row.setup.proxy {
+                Proxy::Ours => raise(row.setup, &pods)?,
+                Proxy::Stock => {
+                    let binary = against.context("a stock ztunnel is to be measured, but none is named")?;
+                    raise_stock(binary, row.setup, &pods)?
+                }
+            });
         }
         // No connection but those to the CA was made yet, and what a listener accepts takes the settings that hold
         // then, not those of the time when it was opened.
-        tcp::prepare(field.meshes.iter().flat_map(|(_, mesh)| namespaces(mesh)))?;
-        for (setup, mesh) in &field.meshes {
-            for (role, spot) in pods_of(rows, *setup) {
+        tcp::prepare(field.meshes.iter().flat_map(|raised| namespaces(&raised.mesh)))?;
+        for raised in &field.meshes {
+            for (role, spot) in pods_of(rows, raised.setup) {
                 if role == Role::Server {
-                    field.servers.push(serve(mesh, spot)?);
+                    field.servers.push(serve(&raised.mesh, spot)?);
                 }
             }
         }
@@ -79,23 +129,23 @@ impl Field {
 
     /// The unique names of the meshes.
     pub(crate) fn ids(&self) -> Vec<&str> {
-        self.meshes.iter().map(|(_, mesh)| mesh.id()).collect()
+        self.meshes.iter().map(|raised| raised.mesh.id()).collect()
     }
 
     /// The namespace of some pod.
     pub(crate) fn some_pod(&self) -> Result<&Netns> {
-        let (_, mesh) = self.meshes.first().context("no mesh was raised")?;
-        Ok(mesh.pods().first().context("a mesh without pods")?.netns())
+        let raised = self.meshes.first().context("no mesh was raised")?;
+        Ok(raised.mesh.pods().first().context("a mesh without pods")?.netns())
     }
 
     /// One measurement; `None` if somebody wants the end.
     pub(crate) fn measure(&mut self, row: &Row, case: &Case, span: Duration) -> Result<Option<Sample>> {
-        let found = self.meshes.iter().find(|(setup, _)| *setup == row.setup);
-        let (_, mesh) = found.with_context(|| format!("no mesh for row {}", row.name))?;
-        match sample(mesh, row, case, span) {
+        let found = self.meshes.iter().find(|raised| raised.setup == row.setup);
+        let raised = found.with_context(|| format!("no mesh for row {}", row.name))?;
+        match sample(raised, row, case, span) {
             Ok(sample) => Ok(sample),
             Err(error) => {
-                let said = self.said();
+                let said = raised.said() + &self.said();
                 Err(error.context(format!("row {}, case {}{said}", row.name, case.name)))
             }
         }
@@ -134,21 +184,26 @@ fn pods_of(rows: &[Row], setup: Setup) -> Vec<(Role, Spot)> {
     pods
 }
 
-fn raise(setup: Setup, pods: &[(Role, Spot)]) -> Result<Mesh> {
-    let mut plan = Mesh::build("bench");
+/// The nodes and pods of a mesh.
+fn plan(name: &str, pods: &[(Role, Spot)]) -> MeshBuilder {
+    let mut plan = Mesh::build(name);
     for node in NODES {
         plan = plan.node(node);
-    }
-    // As a node logs unless it is told otherwise; the fixture's nodes log for tests.
-    plan = plan.node_env("LOG_FORMAT", "text");
-    for (key, value) in setup.node_env {
-        plan = plan.node_env(key, value);
     }
     for (role, spot) in pods {
         plan = plan.pod(&pod_name(*role, *spot)).on(spot.node);
         if spot.pod != Kind::Enrolled {
             plan = plan.unknown();
         }
+    }
+    plan
+}
+
+fn raise(setup: Setup, pods: &[(Role, Spot)]) -> Result<Raised> {
+    // As a node logs unless it is told otherwise; the fixture's nodes log for tests.
+    let mut plan = plan("bench", pods).node_env("LOG_FORMAT", "text");
+    for (key, value) in setup.node_env {
+        plan = plan.node_env(key, value);
     }
     let mesh = plan.up()?;
     if !setup.workload.is_empty() {
@@ -159,7 +214,23 @@ fn raise(setup: Setup, pods: &[(Role, Spot)]) -> Result<Mesh> {
             }
         })?;
     }
-    Ok(mesh)
+    Ok(Raised {
+        setup,
+        stock: Vec::new(),
+        mesh,
+    })
+}
+
+/// The same network, nodes and pods, without a process of ours in them.
+fn raise_stock(binary: &Path, setup: Setup, pods: &[(Role, Spot)]) -> Result<Raised> {
+    let mesh = plan("bench-stock", pods).without_ztunnel().up()?;
+    let enrolled: Vec<&Pod> = pods
+        .iter()
+        .filter(|(_, spot)| spot.pod == Kind::Enrolled)
+        .map(|(role, spot)| mesh.pod(&pod_name(*role, *spot)))
+        .collect();
+    let stock = stock::start(binary, &mesh, &enrolled)?;
+    Ok(Raised { setup, stock, mesh })
 }
 
 fn namespaces(mesh: &Mesh) -> impl Iterator<Item = &Netns> {
@@ -186,14 +257,18 @@ fn serve(mesh: &Mesh, spot: Spot) -> Result<Process> {
 }
 
 /// One measurement, with what it has cost the nodes.
-fn sample(mesh: &Mesh, row: &Row, case: &Case, span: Duration) -> Result<Option<Sample>> {
-    let before = usage::read(mesh)?;
-    let figures = client(mesh, row, case, span)?;
-    let after = usage::read(mesh)?;
-    Ok(figures.map(|figures| Sample {
-        figures,
-        nodes: usage::between(&before, &after),
-    }))
+fn sample(raised: &Raised, row: &Row, case: &Case, span: Duration) -> Result<Option<Sample>> {
+    let proxies = raised.proxies()?;
+    let before = usage::read(&proxies)?;
+    let Some(mut figures) = client(&raised.mesh, row, case, span)? else {
+        return Ok(None);
+    };
+    let nodes = usage::between(&before, &usage::read(&proxies)?);
+    if let Some(bytes) = figures.get("bytes") {
+        let seconds: f64 = nodes.iter().map(|node| node.cpu_seconds).sum();
+        figures.insert(CPU_S_PER_GB.to_owned(), seconds / (bytes / 1e9));
+    }
+    Ok(Some(Sample { figures, nodes }))
 }
 
 /// Runs the client of one measurement to its end.

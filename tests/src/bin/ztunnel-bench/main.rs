@@ -13,6 +13,7 @@ mod report;
 mod row;
 mod server;
 mod stats;
+mod stock;
 mod support;
 mod table;
 mod tcp;
@@ -61,6 +62,9 @@ struct Options {
     /// Only rows with this in their name, and what they are compared with
     #[arg(long, default_value = "", value_name = "TEXT", hide_default_value = true)]
     row: String,
+    /// Measures this stock ztunnel too, as row `stock`; built with its feature `testing`
+    #[arg(long, value_name = "PATH")]
+    against: Option<PathBuf>,
     /// Writes everything there, with every sample
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -126,7 +130,13 @@ fn ask(case: &str, to: IpAddr, span: Duration) -> Result<()> {
 /// Measures, shows, and writes what was asked for. Missing a target is a result and no error.
 fn bench(options: &Options) -> Result<()> {
     let cases = cases(&options.case)?;
-    let (rows, left_out) = support::sort_out(row::chosen(&options.row)?, support::missing)?;
+    let (rows, left_out) = support::sort_out(
+        row::chosen(&options.row, options.against.is_some())?,
+        support::missing,
+    )?;
+    if let Some(binary) = &options.against {
+        stock::look_at(binary)?;
+    }
     let json = options.json.as_deref().map(json::Target::open).transpose()?;
     end_on_signals().context("cannot listen for Ctrl-C")?;
     for out in &left_out {
@@ -134,7 +144,7 @@ fn bench(options: &Options) -> Result<()> {
     }
     let (started, load) = (Instant::now(), machine::load()?);
     println!("raising the meshes for {} rows", rows.len());
-    let mut field = Field::raise(&rows)?;
+    let mut field = Field::raise(&rows, options.against.as_deref())?;
     let machine = Machine::look(field.some_pod()?, load)?;
     println!(
         "meshes {} are up ({:.1} s)",
@@ -147,6 +157,10 @@ fn bench(options: &Options) -> Result<()> {
     let report = Report {
         machine,
         ztunnel: ztunnel_path().to_string_lossy().into_owned(),
+        against: options
+            .against
+            .as_ref()
+            .map(|path| path.to_string_lossy().into_owned()),
         rounds,
         seconds: options.seconds.as_secs_f64(),
         rows,

@@ -1,5 +1,5 @@
 //! The rows: ways from a client to a server, each with how its mesh is set up, what it is compared with, and the
-//! ratio it must reach. A new way is one more entry of [`ROWS`].
+//! ratios it must reach. A new way is one more entry of [`ROWS`].
 
 use std::collections::HashSet;
 
@@ -10,26 +10,45 @@ use serde::Serialize;
 /// is compared is measured in turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) struct Setup {
+    pub(crate) proxy: Proxy,
     /// Environment of every `ztunnel run`.
     pub(crate) node_env: &'static [(&'static str, &'static str)],
     /// Lines of the mesh file's entry of each enrolled pod.
     pub(crate) workload: &'static [&'static str],
 }
 
+/// Whose proxy the nodes of a mesh run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Proxy {
+    /// This project's.
+    Ours,
+    /// The one that `--against` names; node and workload settings do not reach it.
+    Stock,
+}
+
 /// `ztunnel run` as it is without a word of ours.
 const DEFAULT: Setup = Setup {
+    proxy: Proxy::Ours,
     node_env: &[],
     workload: &[],
 };
 /// Pods of one node by way of the proxy, in plain text.
 const PROXIED: Setup = Setup {
+    proxy: Proxy::Ours,
     node_env: &[("SAME_NODE", "proxy")],
     workload: &[],
 };
 const SPLICED: Setup = Setup {
+    proxy: Proxy::Ours,
     // Whatever the kernel answers to FIONREAD: nobody here asks.
     node_env: &[("SAME_NODE", "proxy"), ("ZTUNNEL_SPLICE", "always")],
     workload: &["splice: true"],
+};
+const STOCK: Setup = Setup {
+    proxy: Proxy::Stock,
+    node_env: &[],
+    workload: &[],
 };
 
 /// One end of a way.
@@ -92,6 +111,27 @@ impl Bound {
     }
 }
 
+/// What the median of the ratios of one figure must be.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Target {
+    /// The row that is divided by: one of its own row's `against` and `beside`.
+    pub(crate) against: &'static str,
+    pub(crate) case: &'static str,
+    /// Key of a figure of that case.
+    pub(crate) figure: &'static str,
+    pub(crate) bound: Bound,
+}
+
+/// A target of a row that is compared with row `against`.
+const fn target(against: &'static str, case: &'static str, figure: &'static str, bound: Bound) -> Target {
+    Target {
+        against,
+        case,
+        figure,
+        bound,
+    }
+}
+
 /// One way.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Row {
@@ -101,10 +141,11 @@ pub(crate) struct Row {
     pub(crate) setup: Setup,
     pub(crate) client: Spot,
     pub(crate) server: Spot,
-    /// The row above it that each of its samples is divided by.
+    /// The row above it that each of its samples is divided by. Without that one it is not measured.
     pub(crate) against: Option<&'static str>,
-    /// By case, what the median of those ratios must be.
-    pub(crate) targets: &'static [(&'static str, Bound)],
+    /// A row above it that its samples are divided by as well if it is measured.
+    pub(crate) beside: Option<&'static str>,
+    pub(crate) targets: &'static [Target],
 }
 
 /// All ways. A round measures them in this order, so each stands close behind what it is compared with.
@@ -116,6 +157,7 @@ pub(crate) const ROWS: &[Row] = &[
         client: outside("n1"),
         server: outside("n1"),
         against: None,
+        beside: None,
         targets: &[],
     },
     Row {
@@ -125,11 +167,12 @@ pub(crate) const ROWS: &[Row] = &[
         client: enrolled("n1"),
         server: enrolled("n1"),
         against: Some("plain-near"),
+        beside: None,
         targets: &[
-            ("rtt-64", Bound::AtMost(1.1)),
-            ("bulk-1", Bound::AtLeast(0.9)),
-            ("bulk-4", Bound::AtLeast(0.9)),
-            ("connect", Bound::AtLeast(0.85)),
+            target("plain-near", "rtt-64", "p50_us", Bound::AtMost(1.1)),
+            target("plain-near", "bulk-1", "gbit_per_s", Bound::AtLeast(0.9)),
+            target("plain-near", "bulk-4", "gbit_per_s", Bound::AtLeast(0.9)),
+            target("plain-near", "connect", "connections_per_s", Bound::AtLeast(0.85)),
         ],
     },
     Row {
@@ -139,6 +182,7 @@ pub(crate) const ROWS: &[Row] = &[
         client: enrolled("n1"),
         server: enrolled("n1"),
         against: Some("plain-near"),
+        beside: None,
         targets: &[],
     },
     Row {
@@ -148,7 +192,13 @@ pub(crate) const ROWS: &[Row] = &[
         client: enrolled("n1"),
         server: enrolled("n1"),
         against: Some("same-node-proxied"),
-        targets: &[("rtt-64", Bound::AtMost(0.65))],
+        beside: None,
+        targets: &[target(
+            "same-node-proxied",
+            "rtt-64",
+            "p50_us",
+            Bound::AtMost(0.65),
+        )],
     },
     Row {
         name: "control",
@@ -157,6 +207,7 @@ pub(crate) const ROWS: &[Row] = &[
         client: twin("n1"),
         server: twin("n1"),
         against: Some("plain-near"),
+        beside: None,
         targets: &[],
     },
     Row {
@@ -166,6 +217,7 @@ pub(crate) const ROWS: &[Row] = &[
         client: outside("n1"),
         server: outside("n2"),
         against: None,
+        beside: None,
         targets: &[],
     },
     Row {
@@ -175,7 +227,21 @@ pub(crate) const ROWS: &[Row] = &[
         client: enrolled("n1"),
         server: outside("n2"),
         against: Some("plain-far"),
-        targets: &[("bulk-1", Bound::AtLeast(0.95)), ("bulk-4", Bound::AtLeast(0.95))],
+        beside: None,
+        targets: &[
+            target("plain-far", "bulk-1", "gbit_per_s", Bound::AtLeast(0.95)),
+            target("plain-far", "bulk-4", "gbit_per_s", Bound::AtLeast(0.95)),
+        ],
+    },
+    Row {
+        name: "stock",
+        about: "pods of two nodes, both in a mesh of the ztunnel that --against names",
+        setup: STOCK,
+        client: enrolled("n1"),
+        server: enrolled("n2"),
+        against: Some("plain-far"),
+        beside: None,
+        targets: &[],
     },
     Row {
         name: "hbone",
@@ -184,41 +250,54 @@ pub(crate) const ROWS: &[Row] = &[
         client: enrolled("n1"),
         server: enrolled("n2"),
         against: Some("plain-far"),
-        targets: &[],
+        beside: Some("stock"),
+        targets: &[
+            target("stock", "rtt-64", "p50_us", Bound::AtMost(0.5)),
+            target("stock", "rtt-16k", "p99_us", Bound::AtMost(0.6)),
+            target("stock", "bulk-1", "gbit_per_s", Bound::AtLeast(1.6)),
+            target("stock", "bulk-1", "cpu_s_per_gb", Bound::AtMost(0.6)),
+            target("stock", "bulk-16", "gbit_per_s", Bound::AtLeast(1.6)),
+            target("stock", "connect", "connections_per_s", Bound::AtLeast(2.0)),
+        ],
     },
 ];
 
 impl Row {
-    /// What its ratio in `case` must be.
-    pub(crate) fn target(&self, case: &str) -> Option<Bound> {
+    /// The rows it is compared with, measured or not.
+    pub(crate) fn baselines(&self) -> impl Iterator<Item = &'static str> {
+        self.against.into_iter().chain(self.beside)
+    }
+
+    /// Its targets in `case` that are ratios to row `against`.
+    pub(crate) fn targets(&self, against: &str, case: &str) -> impl Iterator<Item = &'static Target> {
         self.targets
             .iter()
-            .find(|(name, _)| *name == case)
-            .map(|&(_, bound)| bound)
+            .filter(move |target| target.against == against && target.case == case)
     }
 }
 
-/// The rows whose names contain `text`, and what they are compared with, in order.
-pub(crate) fn chosen(text: &str) -> Result<Vec<Row>> {
+/// The rows whose names contain `text`, and what they are compared with, in order. Those of a stock ztunnel are
+/// there only `with_stock`.
+pub(crate) fn chosen(text: &str, with_stock: bool) -> Result<Vec<Row>> {
+    let there = || {
+        ROWS.iter()
+            .filter(|row| with_stock || row.setup.proxy != Proxy::Stock)
+    };
     let mut wanted: HashSet<&str> = HashSet::new();
     // From below, as a baseline stands above the rows that need it, and may have one itself.
-    for row in ROWS.iter().rev() {
+    for row in there().rev() {
         if row.name.contains(text) || wanted.contains(row.name) {
             wanted.insert(row.name);
-            wanted.extend(row.against);
+            wanted.extend(row.baselines());
         }
     }
-    let names: Vec<&str> = ROWS.iter().map(|row| row.name).collect();
+    let names: Vec<&str> = there().map(|row| row.name).collect();
     ensure!(
         !wanted.is_empty(),
         "no row has `{text}` in its name; there are {}",
         names.join(", ")
     );
-    Ok(ROWS
-        .iter()
-        .copied()
-        .filter(|row| wanted.contains(row.name))
-        .collect())
+    Ok(there().copied().filter(|row| wanted.contains(row.name)).collect())
 }
 
 #[cfg(test)]

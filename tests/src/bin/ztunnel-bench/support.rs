@@ -91,7 +91,7 @@ fn sample_mesh(setup: &Setup) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::row::ROWS;
+    use crate::row::{Proxy, ROWS};
 
     fn names<'a>(rows: impl IntoIterator<Item = &'a Row>) -> Vec<&'static str> {
         rows.into_iter().map(|row| row.name).collect()
@@ -120,6 +120,7 @@ mod tests {
     #[test]
     fn a_variable_is_known_when_the_help_binds_it() {
         let setup = Setup {
+            proxy: Proxy::Ours,
             node_env: &[("SAME_NODE", "proxy")],
             workload: &[],
         };
@@ -132,6 +133,7 @@ mod tests {
     #[test]
     fn the_mesh_that_is_checked_holds_the_lines_of_the_set_up() {
         let setup = Setup {
+            proxy: Proxy::Ours,
             node_env: &[],
             workload: &["splice: true"],
         };

@@ -4,16 +4,20 @@
 use std::fmt::Write;
 
 use crate::case::{CASES, Case};
-use crate::report::{Outcome, Report};
-use crate::row::Bound;
+use crate::report::{Outcome, Ratio, Report};
+use crate::row::{Bound, Row};
 use crate::stats::Summary;
 
 /// The whole report, lines of at most 120 columns.
 pub(crate) fn text(report: &Report) -> String {
     let mut text = format!("{}\n", head(report));
     for row in &report.rows {
-        let against = row.against.map(|name| format!("; against {name}"));
-        let against = against.unwrap_or_default();
+        let measured = |name: &&str| report.rows.iter().any(|row| row.name == *name);
+        let against: Vec<&str> = row.baselines().filter(measured).collect();
+        let against = match &against[..] {
+            [] => String::new(),
+            names => format!("; against {}", names.join(" and ")),
+        };
         line(
             &mut text,
             format_args!("  {:<18}{}{against}", row.name, row.about),
@@ -32,7 +36,7 @@ pub(crate) fn text(report: &Report) -> String {
             .filter(|one| one.case == case.name)
             .collect();
         if !outcomes.is_empty() {
-            block(&mut text, case, &outcomes);
+            block(&mut text, &report.rows, case, &outcomes);
         }
     }
     let (met, missed) = report.verdict();
@@ -50,7 +54,7 @@ fn head(report: &Report) -> String {
     let machine = &report.machine;
     format!(
         "machine: Linux {}, {} cores ({}), congestion control {}, load {:.2} before\n\
-         rounds: {}, each measurement {} s; ztunnel: {}",
+         rounds: {}, each measurement {} s; ztunnel: {}{}",
         machine.kernel,
         machine.cores,
         machine.cpu,
@@ -58,7 +62,12 @@ fn head(report: &Report) -> String {
         machine.load_before,
         report.rounds,
         report.seconds,
-        report.ztunnel
+        report.ztunnel,
+        report
+            .against
+            .as_ref()
+            .map(|path| format!("\nstock: {path}"))
+            .unwrap_or_default()
     )
 }
 
@@ -67,7 +76,7 @@ fn line(text: &mut String, arguments: std::fmt::Arguments<'_>) {
     let _infallible = writeln!(text, "{arguments}");
 }
 
-fn block(text: &mut String, case: &Case, outcomes: &[&Outcome]) {
+fn block(text: &mut String, rows: &[Row], case: &Case, outcomes: &[&Outcome]) {
     let figures = case.load.figures();
     let mut titles = format!("  {:<18}{:>10} {:>17}", "", figures[0].title, "min .. max");
     for figure in &figures[1..] {
@@ -80,11 +89,12 @@ fn block(text: &mut String, case: &Case, outcomes: &[&Outcome]) {
     );
     line(text, format_args!("\n{}: {}\n{titles}", case.name, case.title));
     for outcome in outcomes {
-        row(text, case, outcome);
+        let against = rows.iter().find(|row| row.name == outcome.row);
+        row(text, case, against.and_then(|row| row.against), outcome);
     }
 }
 
-fn row(text: &mut String, case: &Case, outcome: &Outcome) {
+fn row(text: &mut String, case: &Case, against: Option<&str>, outcome: &Outcome) {
     let figures = case.load.figures();
     let number = |value: f64, digits: usize| format!("{value:.digits$}");
     let mut cells = format!("  {:<18}", outcome.row);
@@ -102,18 +112,32 @@ fn row(text: &mut String, case: &Case, outcome: &Outcome) {
             let _infallible = write!(cells, " {spread:>17}");
         }
     }
+    // What stands beside the figures is the ratio of the first one; others have a line each, with a name.
+    let (beside, more) = match &outcome.ratios[..] {
+        [first, more @ ..] if Some(first.against) == against => (Some(first), more),
+        all => (None, all),
+    };
     let cpu = format!("{:.0} %", outcome.cpu_percent.median);
     let rss = format!("{:.0} MiB", outcome.rss_kib.max / 1024.0);
     line(
         text,
-        format_args!("{cells}  {:<34}{cpu:>6}{rss:>9}", compared(outcome)),
+        format_args!(
+            "{cells}  {:<34}{cpu:>6}{rss:>9}",
+            beside.map(compared).unwrap_or_default()
+        ),
     );
+    for ratio in more {
+        let title = case
+            .figure(ratio.figure)
+            .map_or(ratio.figure, |figure| figure.title);
+        line(
+            text,
+            format_args!("  {:<18}{title} / {}: {}", "", ratio.against, compared(ratio)),
+        );
+    }
 }
 
-fn compared(outcome: &Outcome) -> String {
-    let Some(ratio) = &outcome.ratio else {
-        return String::new();
-    };
+fn compared(ratio: &Ratio) -> String {
     let Summary { median, min, max } = ratio.summary;
     let mut text = format!("{median:.2}x ({min:.2} .. {max:.2})");
     if let Some(target) = &ratio.target {
@@ -146,6 +170,7 @@ mod tests {
                 load_before: 0.5,
             },
             ztunnel: "/b/ztunnel".to_owned(),
+            against: None,
             rounds: 3,
             seconds: 0.6,
             rows: ROWS[..2].to_vec(),
@@ -184,7 +209,7 @@ mod tests {
             "same-node 10000 9000 .. 11000 0.91x (0.90 .. 0.92) >= 0.85 met 70 % 20 MiB"
         );
         assert!(
-            text.contains("targets: 1 met, 1 missed\n  missed: same-node rtt-64\n"),
+            text.contains("targets: 1 met, 1 missed\n  missed: same-node rtt-64 p50_us / plain-near\n"),
             "{text}"
         );
         assert!(
