@@ -1,21 +1,19 @@
 //! The meshes that are measured: one per set-up, with a client and a server pod for every spot of a row, and what
-//! each of them knows of TCP made the same. Decides what is measured by which processes; measures nothing itself.
+//! each of them knows of TCP made the same. Decides which processes are measured; measures nothing itself.
 
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use ztunnel_tests::{Mesh, MeshBuilder, Netns, Node, Pod, Process, SOON, becomes_true, enough};
+use anyhow::{Context, Result, bail};
+use ztunnel_tests::{Mesh, MeshBuilder, Netns, Node, Pod, Process, SOON, enough};
 
-use crate::case::{CPU_S_PER_GB, Case, Figures};
+use crate::case::{Case, Load, Phase};
 use crate::report::Sample;
 use crate::row::{Kind, NODES, Proxy, Row, Setup, Spot};
-use crate::server::{IO_LIMIT, LISTENING};
+use crate::server::LISTENING;
 use crate::stock::{self, Stock};
-use crate::{tcp, usage};
+use crate::{measure, rest, tcp, usage};
 
-/// Longest a client may take beyond its measured time: a bulk run ends when every byte in a buffer has arrived.
-const SLACK: Duration = IO_LIMIT.saturating_mul(3);
 /// Characters of a program's words that an error shows.
 const LONGEST: usize = 2000;
 
@@ -50,7 +48,7 @@ pub(crate) struct Field {
 
 /// A mesh and its proxies.
 #[derive(Debug)]
-struct Raised {
+pub(crate) struct Raised {
     setup: Setup,
     /// A stock ztunnel's processes; ours are the mesh's own.
     stock: Vec<Stock>,
@@ -58,7 +56,25 @@ struct Raised {
 }
 
 impl Raised {
-    fn proxies(&self) -> Result<Vec<usage::Proxy>> {
+    /// A folder of the mesh's own.
+    pub(crate) fn dir(&self) -> &Path {
+        self.mesh.dir()
+    }
+
+    /// The pod that connects in a row, and its name.
+    pub(crate) fn client(&self, row: &Row) -> (String, &Pod) {
+        let name = pod_name(Role::Client, row.client);
+        let pod = self.mesh.pod(&name);
+        (name, pod)
+    }
+
+    /// The pod it connects to.
+    pub(crate) fn server(&self, row: &Row) -> &Pod {
+        self.mesh.pod(&pod_name(Role::Server, row.server))
+    }
+
+    /// The processes whose use counts.
+    pub(crate) fn proxies(&self) -> Result<Vec<usage::Proxy>> {
         let stock = self.stock.iter().map(|stock| {
             Ok(usage::Proxy {
                 node: stock.node().to_owned(),
@@ -142,7 +158,13 @@ impl Field {
     pub(crate) fn measure(&mut self, row: &Row, case: &Case, span: Duration) -> Result<Option<Sample>> {
         let found = self.meshes.iter().find(|raised| raised.setup == row.setup);
         let raised = found.with_context(|| format!("no mesh for row {}", row.name))?;
-        match sample(raised, row, case, span) {
+        let sample = match case.load {
+            Load::Nothing(Phase::After) => rest::after_load(raised),
+            Load::Nothing(_) => rest::idle(raised),
+            Load::Hold { connections } => rest::holding(raised, row, case, connections),
+            _ => measure::sample(raised, row, case, span),
+        };
+        match sample {
             Ok(sample) => Ok(sample),
             Err(error) => {
                 let said = raised.said() + &self.said();
@@ -240,7 +262,7 @@ fn namespaces(mesh: &Mesh) -> impl Iterator<Item = &Netns> {
 }
 
 /// `ztunnel-bench` itself, told to be something else.
-fn me(words: &[&str]) -> Result<Vec<String>> {
+pub(crate) fn me(words: &[&str]) -> Result<Vec<String>> {
     let me = std::env::current_exe().context("this program's own path")?;
     let me = me.to_string_lossy().into_owned();
     Ok(std::iter::once(me)
@@ -254,57 +276,6 @@ fn serve(mesh: &Mesh, spot: Spot) -> Result<Process> {
     let mut server = Process::start(&name, Some(mesh.pod(&name).netns()), &me(&["server"])?, &[], &log)?;
     server.await_output(LISTENING, SOON)?;
     Ok(server)
-}
-
-/// One measurement, with what it has cost the nodes.
-fn sample(raised: &Raised, row: &Row, case: &Case, span: Duration) -> Result<Option<Sample>> {
-    let proxies = raised.proxies()?;
-    let before = usage::read(&proxies)?;
-    let Some(mut figures) = client(&raised.mesh, row, case, span)? else {
-        return Ok(None);
-    };
-    let nodes = usage::between(&before, &usage::read(&proxies)?);
-    if let Some(bytes) = figures.get("bytes") {
-        let seconds: f64 = nodes.iter().map(|node| node.cpu_seconds).sum();
-        figures.insert(CPU_S_PER_GB.to_owned(), seconds / (bytes / 1e9));
-    }
-    Ok(Some(Sample { figures, nodes }))
-}
-
-/// Runs the client of one measurement to its end.
-fn client(mesh: &Mesh, row: &Row, case: &Case, span: Duration) -> Result<Option<Figures>> {
-    let name = pod_name(Role::Client, row.client);
-    let to = mesh.pod(&pod_name(Role::Server, row.server)).ip().to_string();
-    let seconds = span.as_secs_f64().to_string();
-    let argv = me(&["client", "--case", case.name, "--to", &to, "--seconds", &seconds])?;
-    let log = mesh.dir().join("measurement.log");
-    remove(&log)?;
-    let mut client = Process::start(&name, Some(mesh.pod(&name).netns()), &argv, &[], &log)?;
-    let mut ended = None;
-    becomes_true(span + SLACK, || {
-        ended = client.ended();
-        ended.is_some() || enough()
-    });
-    let words = client.output();
-    match ended {
-        None if enough() => Ok(None),
-        None => bail!("{name} has not ended {SLACK:?} after its time: {}", tail(&words)),
-        Some(status) => {
-            ensure!(status.success(), "{name} ended with {status}: {}", tail(&words));
-            let last = words.lines().next_back().unwrap_or_default();
-            let figures = serde_json::from_str(last).with_context(|| format!("{name} said {words:?}"))?;
-            Ok(Some(figures))
-        }
-    }
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// The end of what a program has said.

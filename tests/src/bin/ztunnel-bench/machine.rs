@@ -67,12 +67,27 @@ pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
     clock().with_context(|| format!("the CPU clock of process {pid}"))
 }
 
-/// Memory of process `pid` that is resident now, in KiB.
-pub(crate) fn resident(pid: u32) -> Result<u64> {
+/// Memory of a process that is resident.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Memory {
+    /// VmRSS, in KiB: everything, the program's own code too.
+    pub(crate) all_kib: u64,
+    /// RssAnon, in KiB: heap and stacks, which no file is behind.
+    pub(crate) anonymous_kib: u64,
+}
+
+/// Memory of process `pid` that is resident now. The kernel adds it up without a lock: it may be a few pages off.
+pub(crate) fn resident(pid: u32) -> Result<Memory> {
     let status = read(&format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let number = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
-    number.with_context(|| format!("/proc/{pid}/status tells no VmRSS: the process has ended"))
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+        number.with_context(|| format!("/proc/{pid}/status tells no {name} the process has ended"))
+    };
+    Ok(Memory {
+        all_kib: field("VmRSS:")?,
+        anonymous_kib: field("RssAnon:")?,
+    })
 }
 
 fn read(path: &str) -> Result<String> {
@@ -93,7 +108,11 @@ mod tests {
         // The condition itself is the work.
         while !worked() && from.elapsed() < Duration::from_secs(10) {}
         assert!(worked());
-        assert!(resident(me).unwrap() > 100);
+        let memory = resident(me).unwrap();
+        assert!(
+            memory.anonymous_kib > 100 && memory.all_kib > memory.anonymous_kib,
+            "{memory:?}"
+        );
     }
 
     #[test]

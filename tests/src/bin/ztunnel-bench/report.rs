@@ -195,6 +195,7 @@ pub(crate) mod tests {
             cpu_seconds: 0.6 * cpu_percent / 100.0,
             cpu_percent,
             rss_kib,
+            rss_anon_kib: rss_kib / 2,
         };
         let samples = values.iter().map(|&value| Sample {
             figures: case
@@ -209,6 +210,26 @@ pub(crate) mod tests {
             case,
             row,
             samples: samples.collect(),
+        }
+    }
+
+    /// A report of `rows` and `results`, on some machine.
+    pub(crate) fn report(rows: Vec<Row>, results: Vec<Series>) -> Report {
+        Report {
+            machine: Machine {
+                kernel: "6.1".to_owned(),
+                cpu: "Fast 9000".to_owned(),
+                cores: 2,
+                congestion_control: "cubic".to_owned(),
+                load_before: 0.5,
+            },
+            ztunnel: "/b/ztunnel".to_owned(),
+            against: None,
+            rounds: 3,
+            seconds: 0.6,
+            rows,
+            left_out: Vec::new(),
+            results: outcomes(results),
         }
     }
 
@@ -245,5 +266,41 @@ pub(crate) mod tests {
         assert_eq!(outcomes[0].cpu_percent.median, 70.0);
         assert_eq!(outcomes[0].rss_kib.max, 20_480.0);
         assert_eq!(outcomes[0].samples.len(), 2);
+    }
+
+    #[test]
+    fn a_row_has_ratios_to_both_of_its_baselines_and_for_each_target() {
+        let outcomes = outcomes(vec![
+            series("bulk-1", "plain-far", &[4.0]),
+            series("bulk-1", "stock", &[1.0]),
+            series("bulk-1", "hbone", &[2.0]),
+        ]);
+        let of = |row: &str| -> Vec<(&str, &str, f64)> {
+            let outcome = outcomes.iter().find(|one| one.row == row).unwrap();
+            let ratios = outcome.ratios.iter();
+            ratios
+                .map(|one| (one.against, one.figure, one.summary.median))
+                .collect()
+        };
+        assert_eq!(
+            of("hbone"),
+            [
+                ("plain-far", "gbit_per_s", 0.5),
+                ("stock", "gbit_per_s", 2.0),
+                ("stock", "cpu_s_per_gb", 2.0),
+            ]
+        );
+        assert_eq!(of("stock"), [("plain-far", "gbit_per_s", 0.25)]);
+        assert_eq!(of("plain-far"), []);
+    }
+
+    #[test]
+    fn what_was_not_measured_is_not_divided_by() {
+        let outcomes = outcomes(vec![
+            series("rss-idle", "stock", &[20.0]),
+            series("rss-idle", "hbone", &[8.0]),
+        ]);
+        assert_eq!(outcomes[1].ratios.len(), 1, "{outcomes:?}");
+        assert!(outcomes[1].ratios[0].target.as_ref().unwrap().met);
     }
 }

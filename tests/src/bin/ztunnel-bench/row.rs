@@ -6,6 +6,8 @@ use std::collections::HashSet;
 use anyhow::{Result, ensure};
 use serde::Serialize;
 
+use crate::case::Case;
+
 /// A mesh of its own is raised for each set-up that is measured. All of them are up at the same time, so that what
 /// is compared is measured in turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -141,6 +143,8 @@ pub(crate) struct Row {
     pub(crate) setup: Setup,
     pub(crate) client: Spot,
     pub(crate) server: Spot,
+    /// Whether the proxies of both nodes carry all its bytes, so that what they hold is its doing.
+    pub(crate) proxied: bool,
     /// The row above it that each of its samples is divided by. Without that one it is not measured.
     pub(crate) against: Option<&'static str>,
     /// A row above it that its samples are divided by as well if it is measured.
@@ -156,6 +160,7 @@ pub(crate) const ROWS: &[Row] = &[
         setup: DEFAULT,
         client: outside("n1"),
         server: outside("n1"),
+        proxied: false,
         against: None,
         beside: None,
         targets: &[],
@@ -166,6 +171,7 @@ pub(crate) const ROWS: &[Row] = &[
         setup: DEFAULT,
         client: enrolled("n1"),
         server: enrolled("n1"),
+        proxied: false,
         against: Some("plain-near"),
         beside: None,
         targets: &[
@@ -181,6 +187,7 @@ pub(crate) const ROWS: &[Row] = &[
         setup: PROXIED,
         client: enrolled("n1"),
         server: enrolled("n1"),
+        proxied: false,
         against: Some("plain-near"),
         beside: None,
         targets: &[],
@@ -191,6 +198,7 @@ pub(crate) const ROWS: &[Row] = &[
         setup: SPLICED,
         client: enrolled("n1"),
         server: enrolled("n1"),
+        proxied: false,
         against: Some("same-node-proxied"),
         beside: None,
         targets: &[target(
@@ -206,6 +214,7 @@ pub(crate) const ROWS: &[Row] = &[
         setup: DEFAULT,
         client: twin("n1"),
         server: twin("n1"),
+        proxied: false,
         against: Some("plain-near"),
         beside: None,
         targets: &[],
@@ -216,6 +225,7 @@ pub(crate) const ROWS: &[Row] = &[
         setup: DEFAULT,
         client: outside("n1"),
         server: outside("n2"),
+        proxied: false,
         against: None,
         beside: None,
         targets: &[],
@@ -226,6 +236,7 @@ pub(crate) const ROWS: &[Row] = &[
         setup: DEFAULT,
         client: enrolled("n1"),
         server: outside("n2"),
+        proxied: false,
         against: Some("plain-far"),
         beside: None,
         targets: &[
@@ -239,6 +250,7 @@ pub(crate) const ROWS: &[Row] = &[
         setup: STOCK,
         client: enrolled("n1"),
         server: enrolled("n2"),
+        proxied: true,
         against: Some("plain-far"),
         beside: None,
         targets: &[],
@@ -249,6 +261,7 @@ pub(crate) const ROWS: &[Row] = &[
         setup: DEFAULT,
         client: enrolled("n1"),
         server: enrolled("n2"),
+        proxied: true,
         against: Some("plain-far"),
         beside: Some("stock"),
         targets: &[
@@ -257,7 +270,11 @@ pub(crate) const ROWS: &[Row] = &[
             target("stock", "bulk-1", "gbit_per_s", Bound::AtLeast(1.6)),
             target("stock", "bulk-1", "cpu_s_per_gb", Bound::AtMost(0.6)),
             target("stock", "bulk-16", "gbit_per_s", Bound::AtLeast(1.6)),
+            target("stock", "mixed", "p99_us", Bound::AtMost(0.15)),
             target("stock", "connect", "connections_per_s", Bound::AtLeast(2.0)),
+            target("stock", "rss-idle", "rss_kib", Bound::AtMost(0.5)),
+            target("stock", "idle-1000", "rss_growth_kib", Bound::AtMost(0.5)),
+            target("stock", "rss-after-load", "rss_kib", Bound::AtMost(0.5)),
         ],
     },
 ];
@@ -268,6 +285,11 @@ impl Row {
         self.against.into_iter().chain(self.beside)
     }
 
+    /// Whether `case` says anything about it.
+    pub(crate) fn takes(&self, case: &Case) -> bool {
+        self.proxied || !case.is_of_proxies()
+    }
+
     /// Its targets in `case` that are ratios to row `against`.
     pub(crate) fn targets(&self, against: &str, case: &str) -> impl Iterator<Item = &'static Target> {
         self.targets
@@ -276,7 +298,7 @@ impl Row {
     }
 }
 
-/// The rows whose names contain `text`, and what they are compared with, in order. Those of a stock ztunnel are
+/// The rows whose names contain one of the texts between commas in `text`, and what they are compared with, in order. Those of a stock ztunnel are
 /// there only `with_stock`.
 pub(crate) fn chosen(text: &str, with_stock: bool) -> Result<Vec<Row>> {
     let there = || {
@@ -286,7 +308,7 @@ pub(crate) fn chosen(text: &str, with_stock: bool) -> Result<Vec<Row>> {
     let mut wanted: HashSet<&str> = HashSet::new();
     // From below, as a baseline stands above the rows that need it, and may have one itself.
     for row in there().rev() {
-        if row.name.contains(text) || wanted.contains(row.name) {
+        if text.split(',').any(|part| row.name.contains(part)) || wanted.contains(row.name) {
             wanted.insert(row.name);
             wanted.extend(row.baselines());
         }
@@ -310,69 +332,76 @@ mod tests {
         for (index, row) in ROWS.iter().enumerate() {
             let above: Vec<&str> = ROWS[..index].iter().map(|row| row.name).collect();
             assert!(!above.contains(&row.name), "{} is there twice", row.name);
-            assert!(
-                row.against.is_none_or(|name| above.contains(&name)),
-                "{}",
-                row.name
-            );
+            assert!(row.baselines().all(|name| above.contains(&name)), "{}", row.name);
         }
     }
 
     #[test]
-    fn a_target_is_for_a_case_that_exists_and_a_row_that_is_compared() {
+    fn a_target_is_for_a_figure_that_both_rows_have() {
         for row in ROWS {
-            assert!(row.targets.is_empty() || row.against.is_some(), "{}", row.name);
-            for (case, _) in row.targets {
-                assert!(
-                    CASES.iter().any(|known| known.name == *case),
-                    "{}: {case}",
-                    row.name
-                );
+            for target in row.targets {
+                let about = format!("{}: {target:?}", row.name);
+                assert!(row.baselines().any(|name| name == target.against), "{about}");
+                let case = CASES.iter().find(|case| case.name == target.case);
+                assert!(case.is_some(), "{about}");
+                let case = case.unwrap();
+                assert!(case.figure(target.figure).is_some(), "{about}");
+                let against = ROWS.iter().find(|row| row.name == target.against);
+                assert!(row.takes(case) && against.unwrap().takes(case), "{about}");
             }
         }
     }
 
     #[test]
-    fn a_row_brings_its_baseline_and_the_baseline_of_that() {
-        let names = |text| -> Vec<&str> { chosen(text).unwrap().iter().map(|row| row.name).collect() };
-        assert_eq!(names("hbone"), ["plain-far", "hbone"]);
-        assert_eq!(names("spliced"), ["plain-near", "same-node-proxied", "spliced"]);
-        assert_eq!(names("").len(), ROWS.len());
-        let error = chosen("nothing").unwrap_err().to_string();
-        assert!(
-            error.contains("`nothing`") && error.contains("same-node"),
-            "{error}"
+    fn a_row_brings_its_baselines_and_theirs() {
+        let names = |text, with_stock| -> Vec<&str> {
+            let rows = chosen(text, with_stock).unwrap();
+            rows.iter().map(|row| row.name).collect()
+        };
+        assert_eq!(names("hbone", false), ["plain-far", "hbone"]);
+        assert_eq!(names("hbone", true), ["plain-far", "stock", "hbone"]);
+        assert_eq!(names("stock", true), ["plain-far", "stock"]);
+        assert_eq!(
+            names("spliced", true),
+            ["plain-near", "same-node-proxied", "spliced"]
         );
+        assert_eq!(names("control,plain-far", false).len(), 3);
+        assert_eq!(names("", true).len(), ROWS.len());
+        assert_eq!(names("", false).len(), ROWS.len() - 1);
+        for text in ["nothing", "stock"] {
+            let error = chosen(text, false).unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("`{text}`")) && error.contains("same-node"),
+                "{error}"
+            );
+        }
     }
 
     #[test]
-    fn the_document_names_every_row_case_and_target() {
+    fn the_document_names_every_row_case_figure_and_target() {
         let document = include_str!("../../../../docs/performance.md");
         for row in ROWS {
-            assert!(
-                document.contains(&format!("\n| `{}` |", row.name)),
-                "{}",
-                row.name
-            );
-            for (case, bound) in row.targets {
-                let bound = match bound {
+            let name = format!("| `{}` |", row.name);
+            assert!(document.contains(&format!("\n{name}")), "{}", row.name);
+            for target in row.targets {
+                let bound = match target.bound {
                     Bound::AtMost(most) => format!("at most {most}"),
                     Bound::AtLeast(least) => format!("at least {least}"),
                 };
-                let line = |line: &&str| {
-                    line.starts_with(&format!("| `{}` |", row.name))
+                let found = document.lines().any(|line| {
+                    let words = [target.case, target.figure, target.against];
+                    line.starts_with(&name)
                         && line.ends_with(&format!("| {bound} |"))
-                };
-                let found = document.lines().find(line);
-                assert!(
-                    found.is_some_and(|line| line.contains(&format!("`{case}`"))),
-                    "{}: {case} {bound}",
-                    row.name
-                );
+                        && words.iter().all(|word| line.contains(&format!("`{word}`")))
+                });
+                assert!(found, "{}: {target:?}", row.name);
             }
         }
         for case in CASES {
             assert!(document.contains(&format!("`{}`", case.name)), "{}", case.name);
+            for figure in case.load.figures() {
+                assert!(document.contains(&format!("`{}`", figure.key)), "{}", figure.key);
+            }
         }
     }
 

@@ -118,6 +118,14 @@ mod tests {
     }
 
     #[test]
+    fn a_row_is_measured_without_what_it_would_be_compared_with_as_well() {
+        let no_stock = |setup: &Setup| Ok((setup.proxy == Proxy::Stock).then(|| "none".to_owned()));
+        let (kept, left_out) = sort_out(ROWS.to_vec(), no_stock).unwrap();
+        assert_eq!(left_out.len(), 1);
+        assert!(names(&kept).contains(&"hbone"), "{left_out:?}");
+    }
+
+    #[test]
     fn a_variable_is_known_when_the_help_binds_it() {
         let setup = Setup {
             proxy: Proxy::Ours,

@@ -96,19 +96,14 @@ fn block(text: &mut String, rows: &[Row], case: &Case, outcomes: &[&Outcome]) {
 
 fn row(text: &mut String, case: &Case, against: Option<&str>, outcome: &Outcome) {
     let figures = case.load.figures();
-    let number = |value: f64, digits: usize| format!("{value:.digits$}");
     let mut cells = format!("  {:<18}", outcome.row);
     for (index, figure) in figures.iter().enumerate() {
         let Some(summary) = outcome.figures.get(figure.key) else {
             continue;
         };
-        let _infallible = write!(cells, "{:>10}", number(summary.median, figure.digits));
+        let _infallible = write!(cells, "{:>10}", figure.show(summary.median));
         if index == 0 {
-            let spread = format!(
-                "{} .. {}",
-                number(summary.min, figure.digits),
-                number(summary.max, figure.digits)
-            );
+            let spread = format!("{} .. {}", figure.show(summary.min), figure.show(summary.max));
             let _infallible = write!(cells, " {spread:>17}");
         }
     }
@@ -154,37 +149,23 @@ fn compared(ratio: &Ratio) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Machine;
-    use crate::report::outcomes;
-    use crate::report::tests::series;
+    use crate::report::tests::{report as reported, series};
     use crate::row::ROWS;
     use crate::support::LeftOut;
 
     fn report() -> Report {
-        Report {
-            machine: Machine {
-                kernel: "6.1".to_owned(),
-                cpu: "Fast 9000".to_owned(),
-                cores: 2,
-                congestion_control: "cubic".to_owned(),
-                load_before: 0.5,
-            },
-            ztunnel: "/b/ztunnel".to_owned(),
-            against: None,
-            rounds: 3,
-            seconds: 0.6,
-            rows: ROWS[..2].to_vec(),
-            left_out: vec![LeftOut {
-                row: "spliced",
-                why: "too old".to_owned(),
-            }],
-            results: outcomes(vec![
-                series("rtt-64", "plain-near", &[10.0, 11.0, 12.0]),
-                series("rtt-64", "same-node", &[20.0, 22.0, 24.0]),
-                series("connect", "plain-near", &[12_000.0, 10_000.0, 11_000.0]),
-                series("connect", "same-node", &[11_000.0, 9_000.0, 10_000.0]),
-            ]),
-        }
+        let results = vec![
+            series("rtt-64", "plain-near", &[10.0, 11.0, 12.0]),
+            series("rtt-64", "same-node", &[20.0, 22.0, 24.0]),
+            series("connect", "plain-near", &[12_000.0, 10_000.0, 11_000.0]),
+            series("connect", "same-node", &[11_000.0, 9_000.0, 10_000.0]),
+        ];
+        let mut report = reported(ROWS[..2].to_vec(), results);
+        report.left_out = vec![LeftOut {
+            row: "spliced",
+            why: "too old".to_owned(),
+        }];
+        report
     }
 
     #[test]
@@ -216,6 +197,37 @@ mod tests {
             text.contains("spliced           not measured: too old\n"),
             "{text}"
         );
+        assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
+    }
+
+    #[test]
+    fn ratios_to_a_second_row_have_lines_of_their_own() {
+        let rows = ROWS
+            .iter()
+            .copied()
+            .filter(|row| ["plain-far", "stock", "hbone"].contains(&row.name));
+        let mut report = reported(
+            rows.collect(),
+            vec![
+                series("bulk-1", "plain-far", &[4.0]),
+                series("bulk-1", "stock", &[1.0]),
+                series("bulk-1", "hbone", &[2.0]),
+                series("rss-idle", "stock", &[30_000.0]),
+                series("rss-idle", "hbone", &[20_000.0]),
+            ],
+        );
+        report.against = Some("/b/other".to_owned());
+        let text = text(&report);
+        for line in [
+            "stock: /b/other",
+            "mutual TLS between the nodes; against plain-far and stock",
+            "   Gbit/s / stock: 2.00x (2.00 .. 2.00) >= 1.6 met",
+            "   CPU s/GB / stock: 2.00x (2.00 .. 2.00) <= 0.6 MISSED",
+            "   RSS KiB / stock: 0.67x (0.67 .. 0.67) <= 0.5 MISSED",
+            "missed: hbone bulk-1 cpu_s_per_gb / stock",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
         assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::machine;
+use crate::machine::{self, Memory};
 
 /// The process whose use counts for a node.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(crate) struct Proxy {
 pub(crate) struct Reading {
     node: String,
     cpu: Duration,
-    rss_kib: u64,
+    memory: Memory,
     at: Instant,
 }
 
@@ -34,6 +34,8 @@ pub(crate) struct NodeUse {
     pub(crate) cpu_percent: f64,
     /// Resident at the end of it.
     pub(crate) rss_kib: u64,
+    /// What of that no file is behind.
+    pub(crate) rss_anon_kib: u64,
 }
 
 /// Reads all of `proxies`, in their order.
@@ -45,7 +47,7 @@ fn read_one(proxy: &Proxy) -> Result<Reading> {
     let gone = || format!("the ztunnel on {} is gone", proxy.node);
     Ok(Reading {
         node: proxy.node.clone(),
-        rss_kib: machine::resident(proxy.pid).with_context(gone)?,
+        memory: machine::resident(proxy.pid).with_context(gone)?,
         cpu: machine::cpu_time(proxy.pid).with_context(gone)?,
         at: Instant::now(),
     })
@@ -59,7 +61,8 @@ pub(crate) fn between(before: &[Reading], after: &[Reading]) -> Vec<NodeUse> {
             node: after.node.clone(),
             cpu_seconds: cpu.as_secs_f64(),
             cpu_percent: 100.0 * cpu.as_secs_f64() / time.as_secs_f64(),
-            rss_kib: after.rss_kib,
+            rss_kib: after.memory.all_kib,
+            rss_anon_kib: after.memory.anonymous_kib,
         }
     };
     before.iter().zip(after).map(used).collect()
@@ -72,16 +75,19 @@ mod tests {
     #[test]
     fn half_a_core_is_fifty_percent() {
         let from = Instant::now();
-        let reading = |cpu, rss_kib, at| Reading {
+        let reading = |cpu, all_kib, at| Reading {
             node: "n1".to_owned(),
             cpu: Duration::from_millis(cpu),
-            rss_kib,
+            memory: Memory {
+                all_kib,
+                anonymous_kib: 7,
+            },
             at,
         };
         let before = [reading(2_000, 10, from)];
         let after = [reading(2_300, 30, from + Duration::from_millis(600))];
         let used = between(&before, &after);
         assert!((used[0].cpu_percent - 50.0).abs() < 1e-9, "{used:?}");
-        assert_eq!(used[0].rss_kib, 30);
+        assert_eq!((used[0].rss_kib, used[0].rss_anon_kib), (30, 7));
     }
 }

@@ -146,7 +146,7 @@ fn becomes_while_it_runs(
     let mut outcome = Ok(false);
     let asked = becomes_true(SOON, || {
         outcome = match process.ended() {
-            Some(status) => Err(anyhow!("it {otherwise}, but has ended with {status}")),
+            Some(status) => Err(anyhow!("it has ended with {status}; it {otherwise}")),
             None if enough() => Err(anyhow!("interrupted")),
             None => probe(),
         };

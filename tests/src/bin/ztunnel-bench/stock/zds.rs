@@ -182,3 +182,143 @@ impl Connection {
         M::decode(&packet[..size]).context("not a message of ZDS")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSliceMut;
+    use std::os::fd::RawFd;
+    use std::os::unix::fs::MetadataExt;
+    use std::thread::JoinHandle;
+
+    use nix::sys::socket::{ControlMessageOwned, recvmsg};
+    use ztunnel_tests::eventually;
+
+    use super::*;
+
+    /// What a ztunnel heard: each request, and the inode of the file that came with it.
+    type Heard = Vec<(Request, Option<u64>)>;
+
+    fn send(socket: &Socket, message: &impl Message) {
+        // A send on a connected socket is a packet.
+        assert!(socket.send(&message.encode_to_vec()).unwrap() > 0);
+    }
+
+    fn hear(socket: &Socket) -> Option<(Request, Option<u64>)> {
+        let mut packet = [0; PACKET];
+        let mut room = nix::cmsg_space!([RawFd; 2]);
+        let mut parts = [IoSliceMut::new(&mut packet)];
+        let got = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut room), MsgFlags::empty()).unwrap();
+        let mut inode = None;
+        for message in got.cmsgs().unwrap() {
+            let ControlMessageOwned::ScmRights(fds) = message else {
+                continue;
+            };
+            assert_eq!(fds.len(), 1);
+            let path = format!("/proc/self/fd/{}", fds[0]);
+            inode = Some(std::fs::metadata(path).unwrap().ino());
+            nix::unistd::close(fds[0]).unwrap();
+        }
+        let size = got.bytes;
+        (size > 0).then(|| (Request::decode(&packet[..size]).unwrap(), inode))
+    }
+
+    /// A ztunnel that answers `answer` to everything, and gives what it heard until the other side closes.
+    fn ztunnel(path: &Path, version: i32, answer: &'static str) -> JoinHandle<Heard> {
+        let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+        socket.connect(&SockAddr::unix(path).unwrap()).unwrap();
+        send(&socket, &Hello { version });
+        std::thread::spawn(move || {
+            let mut heard = Vec::new();
+            while let Some(request) = hear(&socket) {
+                heard.push(request);
+                let ack = Some(Ack {
+                    error: answer.to_owned(),
+                });
+                // An empty answer, as protobuf leaves out what is empty, is still one of two bytes.
+                send(&socket, &Response { ack });
+            }
+            heard
+        })
+    }
+
+    /// Gives one pod to a ztunnel; what it heard, and what came of it.
+    fn give(version: i32, answer: &'static str) -> (Heard, Result<()>, u64) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("zds");
+        let listener = Listener::bind(&path).unwrap();
+        assert!(listener.accept().unwrap().is_none());
+        let ztunnel = ztunnel(&path, version, answer);
+        let mut connection = eventually(ANSWER_LIMIT, || listener.accept().unwrap()).unwrap();
+        let file = std::fs::File::open(dir.path()).unwrap();
+        let given = connection.give(&[Pod {
+            uid: "u",
+            name: "client",
+            namespace: "default",
+            account: "sa",
+            netns: file.as_fd(),
+        }]);
+        drop(connection);
+        (ztunnel.join().unwrap(), given, file.metadata().unwrap().ino())
+    }
+
+    #[test]
+    fn a_ztunnel_hears_of_each_pod_with_its_namespace_and_then_of_the_end() {
+        let (heard, given, inode) = give(V1, "");
+        given.unwrap();
+        let info = Info {
+            name: "client".to_owned(),
+            namespace: "default".to_owned(),
+            service_account: "sa".to_owned(),
+        };
+        let add = Payload::Add(Add {
+            uid: "u".to_owned(),
+            info: Some(info),
+        });
+        let end = Payload::SnapshotSent(SnapshotSent {});
+        let request = |payload| Request {
+            payload: Some(payload),
+        };
+        assert_eq!(heard, [(request(add), Some(inode)), (request(end), None)]);
+    }
+
+    #[test]
+    fn a_ztunnel_that_refuses_a_pod_is_an_error_in_its_words() {
+        let (heard, given, _) = give(V1, "no room");
+        let error = format!("{:#}", given.unwrap_err());
+        assert!(
+            error.contains("pod client") && error.contains("no room"),
+            "{error}"
+        );
+        assert_eq!(heard.len(), 1);
+    }
+
+    #[test]
+    fn another_version_is_an_error() {
+        let (heard, given, _) = give(2, "");
+        assert!(given.unwrap_err().to_string().contains("version 2"));
+        assert_eq!(heard, []);
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_the_contract() {
+        let info = Info {
+            name: "n".to_owned(),
+            namespace: "d".to_owned(),
+            service_account: "s".to_owned(),
+        };
+        let add = Request {
+            payload: Some(Payload::Add(Add {
+                uid: "u".to_owned(),
+                info: Some(info),
+            })),
+        };
+        let info = [0x0a, 1, b'n', 0x12, 1, b'd', 0x1a, 1, b's'];
+        let wanted = [&[0x0a, 14, 0x0a, 1, b'u', 0x12, 9][..], &info].concat();
+        assert_eq!(add.encode_to_vec(), wanted);
+        let end = Request {
+            payload: Some(Payload::SnapshotSent(SnapshotSent {})),
+        };
+        assert_eq!(end.encode_to_vec(), [0x1a, 0]);
+        assert_eq!(Hello { version: V1 }.encode_to_vec(), [8, 1]);
+    }
+}
