@@ -20,15 +20,21 @@ pub(crate) struct Options {
     /// Seconds for each measurement (0.6 unless given)
     #[arg(long, value_name = "S")]
     seconds: Option<f64>,
-    /// Only cases with this in their name
+    /// Only cases with this in their name, or with one of several texts between commas
     #[arg(long, value_name = "TEXT")]
     case: Option<String>,
-    /// Only rows with this in their name, and what they are compared with
+    /// Only rows with this in their name (or one of several, as above), and what they are compared with
     #[arg(long, value_name = "TEXT")]
     row: Option<String>,
+    /// Measure this stock ztunnel as well; built with its feature `testing`
+    #[arg(long, value_name = "PATH")]
+    against: Option<PathBuf>,
     /// Write everything there as well, with every sample
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw the ratios to the stock ztunnel there, as SVG; goes with --against
+    #[arg(long, value_name = "FILE", requires = "against")]
+    plot: Option<PathBuf>,
 }
 
 /// Comes back only when the benchmark could not be started.
@@ -60,15 +66,20 @@ pub(crate) fn verb(options: &Options) -> Result<bool> {
 
 /// Gives `bench` the options that were given to us.
 fn hand_on(options: &Options, bench: &mut Command) -> Result<()> {
-    let json = options.json.as_ref().map(std::path::absolute).transpose();
-    // The benchmark is started in the top directory, not where the file was named.
-    let json = json.context("--json: no path")?.map(PathBuf::into_os_string);
+    // The benchmark is started in the top directory, not where the files were named.
+    let absolute = |flag, path: &Option<PathBuf>| {
+        let path = path.as_ref().map(std::path::absolute).transpose();
+        let path = path.with_context(|| format!("{flag}: no path"))?;
+        Ok::<_, anyhow::Error>(path.map(PathBuf::into_os_string))
+    };
     let words = [
         ("--rounds", options.rounds.map(|n| n.to_string().into())),
         ("--seconds", options.seconds.map(|s| s.to_string().into())),
         ("--case", options.case.as_ref().map(Into::into)),
         ("--row", options.row.as_ref().map(Into::into)),
-        ("--json", json),
+        ("--against", absolute("--against", &options.against)?),
+        ("--json", absolute("--json", &options.json)?),
+        ("--plot", absolute("--plot", &options.plot)?),
     ];
     for (flag, value) in words {
         if let Some(value) = value {
@@ -88,35 +99,42 @@ mod tests {
         sh::describe(&bench)
     }
 
+    const NOTHING: Options = Options {
+        rounds: None,
+        seconds: None,
+        case: None,
+        row: None,
+        against: None,
+        json: None,
+        plot: None,
+    };
+
     #[test]
     fn only_what_was_given_is_handed_on() {
-        let mut options = Options {
-            rounds: None,
-            seconds: None,
-            case: None,
-            row: None,
-            json: None,
+        assert_eq!(words(&NOTHING), "bench");
+        let options = Options {
+            rounds: Some(7),
+            seconds: Some(0.25),
+            row: Some("hbone".into()),
+            ..NOTHING
         };
-        assert_eq!(words(&options), "bench");
-        options.rounds = Some(7);
-        options.seconds = Some(0.25);
-        options.row = Some("hbone".into());
         assert_eq!(words(&options), "bench --rounds 7 --seconds 0.25 --row hbone");
     }
 
     #[test]
-    fn the_file_is_where_it_was_named() {
+    fn files_are_where_they_were_named() {
         let options = Options {
-            rounds: None,
-            seconds: None,
             case: Some("rtt".into()),
-            row: None,
+            against: Some("../stock/ztunnel".into()),
             json: Some("a.json".into()),
+            plot: Some("/b.svg".into()),
+            ..NOTHING
         };
-        let here = std::env::current_dir().unwrap().join("a.json");
+        let here = std::env::current_dir().unwrap();
+        let here = here.display();
         assert_eq!(
             words(&options),
-            format!("bench --case rtt --json {}", here.display())
+            format!("bench --case rtt --against {here}/../stock/ztunnel --json {here}/a.json --plot /b.svg")
         );
     }
 }

@@ -1,20 +1,19 @@
 //! The meshes that are measured: one per set-up, with a client and a server pod for every spot of a row, and what
-//! each of them knows of TCP made the same. Decides what is measured by which processes; measures nothing itself.
+//! each of them knows of TCP made the same. Decides which processes are measured; measures nothing itself.
 
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use ztunnel_tests::{Mesh, Netns, Node, Pod, Process, SOON, becomes_true, enough};
+use anyhow::{Context, Result, bail};
+use ztunnel_tests::{Mesh, MeshBuilder, Netns, Node, Pod, Process, SOON, enough};
 
-use crate::case::{Case, Figures};
+use crate::case::{Case, Load, Phase};
 use crate::report::Sample;
-use crate::row::{Kind, NODES, Row, Setup, Spot};
-use crate::server::{IO_LIMIT, LISTENING};
-use crate::{tcp, usage};
+use crate::row::{Kind, NODES, Proxy, Row, Setup, Spot};
+use crate::server::LISTENING;
+use crate::stock::{self, Stock};
+use crate::{measure, rest, tcp, usage};
 
-/// Longest a client may take beyond its measured time: a bulk run ends when every byte in a buffer has arrived.
-const SLACK: Duration = IO_LIMIT.saturating_mul(3);
 /// Characters of a program's words that an error shows.
 const LONGEST: usize = 2000;
 
@@ -44,33 +43,100 @@ fn pod_name(role: Role, spot: Spot) -> String {
 pub(crate) struct Field {
     // Dropped in this order: the servers run in namespaces of the meshes.
     servers: Vec<Process>,
-    meshes: Vec<(Setup, Mesh)>,
+    meshes: Vec<Raised>,
+}
+
+/// A mesh and its proxies.
+#[derive(Debug)]
+pub(crate) struct Raised {
+    setup: Setup,
+    /// A stock ztunnel's processes; ours are the mesh's own.
+    stock: Vec<Stock>,
+    mesh: Mesh,
+}
+
+impl Raised {
+    /// A folder of the mesh's own.
+    pub(crate) fn dir(&self) -> &Path {
+        self.mesh.dir()
+    }
+
+    /// The pod that connects in a row, and its name.
+    pub(crate) fn client(&self, row: &Row) -> (String, &Pod) {
+        let name = pod_name(Role::Client, row.client);
+        let pod = self.mesh.pod(&name);
+        (name, pod)
+    }
+
+    /// The pod it connects to.
+    pub(crate) fn server(&self, row: &Row) -> &Pod {
+        self.mesh.pod(&pod_name(Role::Server, row.server))
+    }
+
+    /// The processes whose use counts.
+    pub(crate) fn proxies(&self) -> Result<Vec<usage::Proxy>> {
+        let stock = self.stock.iter().map(|stock| {
+            Ok(usage::Proxy {
+                node: stock.node().to_owned(),
+                pid: stock.pid(),
+            })
+        });
+        let ours = self.mesh.nodes().iter().map(|node| {
+            Ok(usage::Proxy {
+                node: node.name().to_owned(),
+                pid: node.pid()?,
+            })
+        });
+        match self.setup.proxy {
+            Proxy::Ours => ours.collect(),
+            Proxy::Stock => stock.collect(),
+        }
+    }
+
+    /// The end of what each proxy has written.
+    fn said(&self) -> String {
+        let stock = self.stock.iter().map(|stock| (stock.node(), stock.output()));
+        let ours = self
+            .mesh
+            .nodes()
+            .iter()
+            .map(|node| (node.name(), node.log_text()));
+        let said = stock.chain(ours).filter(|(_, text)| !text.is_empty());
+        said.map(|(node, text)| format!("; the ztunnel on {node} wrote: {}", tail(&text)))
+            .collect()
+    }
 }
 
 impl Field {
-    /// Raises what `rows` need.
-    pub(crate) fn raise(rows: &[Row]) -> Result<Self> {
+    /// Raises what `rows` need; `against` is the binary of their stock ztunnel.
+    pub(crate) fn raise(rows: &[Row], against: Option<&Path>) -> Result<Self> {
         let mut field = Self {
             servers: Vec::new(),
             meshes: Vec::new(),
         };
         for row in rows {
-            if field.meshes.iter().any(|(setup, _)| *setup == row.setup) {
+            if field.meshes.iter().any(|raised| raised.setup == row.setup) {
                 continue;
             }
             if enough() {
                 bail!("interrupted");
             }
-            let mesh = raise(row.setup, &pods_of(rows, row.setup))?;
-            field.meshes.push((row.setup, mesh));
+            let pods = pods_of(rows, row.setup);
+            field.meshes.push(match row.setup.proxy {
+                Proxy::Ours => raise(row.setup, &pods)?,
+                Proxy::Stock => {
+                    let binary = against.context("a stock ztunnel is to be measured, but none is named")?;
+                    raise_stock(binary, row.setup, &pods)?
+                }
+            });
         }
         // No connection but those to the CA was made yet, and what a listener accepts takes the settings that hold
         // then, not those of the time when it was opened.
-        tcp::prepare(field.meshes.iter().flat_map(|(_, mesh)| namespaces(mesh)))?;
-        for (setup, mesh) in &field.meshes {
-            for (role, spot) in pods_of(rows, *setup) {
+        tcp::prepare(field.meshes.iter().flat_map(|raised| namespaces(&raised.mesh)))?;
+        for raised in &field.meshes {
+            for (role, spot) in pods_of(rows, raised.setup) {
                 if role == Role::Server {
-                    field.servers.push(serve(mesh, spot)?);
+                    field.servers.push(serve(&raised.mesh, spot)?);
                 }
             }
         }
@@ -79,23 +145,29 @@ impl Field {
 
     /// The unique names of the meshes.
     pub(crate) fn ids(&self) -> Vec<&str> {
-        self.meshes.iter().map(|(_, mesh)| mesh.id()).collect()
+        self.meshes.iter().map(|raised| raised.mesh.id()).collect()
     }
 
     /// The namespace of some pod.
     pub(crate) fn some_pod(&self) -> Result<&Netns> {
-        let (_, mesh) = self.meshes.first().context("no mesh was raised")?;
-        Ok(mesh.pods().first().context("a mesh without pods")?.netns())
+        let raised = self.meshes.first().context("no mesh was raised")?;
+        Ok(raised.mesh.pods().first().context("a mesh without pods")?.netns())
     }
 
     /// One measurement; `None` if somebody wants the end.
     pub(crate) fn measure(&mut self, row: &Row, case: &Case, span: Duration) -> Result<Option<Sample>> {
-        let found = self.meshes.iter().find(|(setup, _)| *setup == row.setup);
-        let (_, mesh) = found.with_context(|| format!("no mesh for row {}", row.name))?;
-        match sample(mesh, row, case, span) {
+        let found = self.meshes.iter().find(|raised| raised.setup == row.setup);
+        let raised = found.with_context(|| format!("no mesh for row {}", row.name))?;
+        let sample = match case.load {
+            Load::Nothing(Phase::After) => rest::after_load(raised),
+            Load::Nothing(_) => rest::idle(raised),
+            Load::Hold { connections } => rest::holding(raised, row, case, connections),
+            _ => measure::sample(raised, row, case, span),
+        };
+        match sample {
             Ok(sample) => Ok(sample),
             Err(error) => {
-                let said = self.said();
+                let said = raised.said() + &self.said();
                 Err(error.context(format!("row {}, case {}{said}", row.name, case.name)))
             }
         }
@@ -134,21 +206,26 @@ fn pods_of(rows: &[Row], setup: Setup) -> Vec<(Role, Spot)> {
     pods
 }
 
-fn raise(setup: Setup, pods: &[(Role, Spot)]) -> Result<Mesh> {
-    let mut plan = Mesh::build("bench");
+/// The nodes and pods of a mesh.
+fn plan(name: &str, pods: &[(Role, Spot)]) -> MeshBuilder {
+    let mut plan = Mesh::build(name);
     for node in NODES {
         plan = plan.node(node);
-    }
-    // As a node logs unless it is told otherwise; the fixture's nodes log for tests.
-    plan = plan.node_env("LOG_FORMAT", "text");
-    for (key, value) in setup.node_env {
-        plan = plan.node_env(key, value);
     }
     for (role, spot) in pods {
         plan = plan.pod(&pod_name(*role, *spot)).on(spot.node);
         if spot.pod != Kind::Enrolled {
             plan = plan.unknown();
         }
+    }
+    plan
+}
+
+fn raise(setup: Setup, pods: &[(Role, Spot)]) -> Result<Raised> {
+    // As a node logs unless it is told otherwise; the fixture's nodes log for tests.
+    let mut plan = plan("bench", pods).node_env("LOG_FORMAT", "text");
+    for (key, value) in setup.node_env {
+        plan = plan.node_env(key, value);
     }
     let mesh = plan.up()?;
     if !setup.workload.is_empty() {
@@ -159,7 +236,23 @@ fn raise(setup: Setup, pods: &[(Role, Spot)]) -> Result<Mesh> {
             }
         })?;
     }
-    Ok(mesh)
+    Ok(Raised {
+        setup,
+        stock: Vec::new(),
+        mesh,
+    })
+}
+
+/// The same network, nodes and pods, without a process of ours in them.
+fn raise_stock(binary: &Path, setup: Setup, pods: &[(Role, Spot)]) -> Result<Raised> {
+    let mesh = plan("bench-stock", pods).without_ztunnel().up()?;
+    let enrolled: Vec<&Pod> = pods
+        .iter()
+        .filter(|(_, spot)| spot.pod == Kind::Enrolled)
+        .map(|(role, spot)| mesh.pod(&pod_name(*role, *spot)))
+        .collect();
+    let stock = stock::start(binary, &mesh, &enrolled)?;
+    Ok(Raised { setup, stock, mesh })
 }
 
 fn namespaces(mesh: &Mesh) -> impl Iterator<Item = &Netns> {
@@ -169,7 +262,7 @@ fn namespaces(mesh: &Mesh) -> impl Iterator<Item = &Netns> {
 }
 
 /// `ztunnel-bench` itself, told to be something else.
-fn me(words: &[&str]) -> Result<Vec<String>> {
+pub(crate) fn me(words: &[&str]) -> Result<Vec<String>> {
     let me = std::env::current_exe().context("this program's own path")?;
     let me = me.to_string_lossy().into_owned();
     Ok(std::iter::once(me)
@@ -183,53 +276,6 @@ fn serve(mesh: &Mesh, spot: Spot) -> Result<Process> {
     let mut server = Process::start(&name, Some(mesh.pod(&name).netns()), &me(&["server"])?, &[], &log)?;
     server.await_output(LISTENING, SOON)?;
     Ok(server)
-}
-
-/// One measurement, with what it has cost the nodes.
-fn sample(mesh: &Mesh, row: &Row, case: &Case, span: Duration) -> Result<Option<Sample>> {
-    let before = usage::read(mesh)?;
-    let figures = client(mesh, row, case, span)?;
-    let after = usage::read(mesh)?;
-    Ok(figures.map(|figures| Sample {
-        figures,
-        nodes: usage::between(&before, &after),
-    }))
-}
-
-/// Runs the client of one measurement to its end.
-fn client(mesh: &Mesh, row: &Row, case: &Case, span: Duration) -> Result<Option<Figures>> {
-    let name = pod_name(Role::Client, row.client);
-    let to = mesh.pod(&pod_name(Role::Server, row.server)).ip().to_string();
-    let seconds = span.as_secs_f64().to_string();
-    let argv = me(&["client", "--case", case.name, "--to", &to, "--seconds", &seconds])?;
-    let log = mesh.dir().join("measurement.log");
-    remove(&log)?;
-    let mut client = Process::start(&name, Some(mesh.pod(&name).netns()), &argv, &[], &log)?;
-    let mut ended = None;
-    becomes_true(span + SLACK, || {
-        ended = client.ended();
-        ended.is_some() || enough()
-    });
-    let words = client.output();
-    match ended {
-        None if enough() => Ok(None),
-        None => bail!("{name} has not ended {SLACK:?} after its time: {}", tail(&words)),
-        Some(status) => {
-            ensure!(status.success(), "{name} ended with {status}: {}", tail(&words));
-            let last = words.lines().next_back().unwrap_or_default();
-            let figures = serde_json::from_str(last).with_context(|| format!("{name} said {words:?}"))?;
-            Ok(Some(figures))
-        }
-    }
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// The end of what a program has said.

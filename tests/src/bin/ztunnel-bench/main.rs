@@ -7,12 +7,18 @@
 mod case;
 mod client;
 mod field;
-mod json;
+mod limits;
 mod machine;
+mod measure;
+mod output;
+mod plot;
 mod report;
+mod rest;
 mod row;
+mod run;
 mod server;
 mod stats;
+mod stock;
 mod support;
 mod table;
 mod tcp;
@@ -26,16 +32,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
-use ztunnel_tests::{end_on_signals, enough, ztunnel_path};
+use ztunnel_tests::{end_on_signals, ztunnel_path};
 
-use crate::case::{CASES, Case};
-use crate::field::Field;
-use crate::machine::Machine;
-use crate::report::{Report, Series, outcomes};
-use crate::row::Row;
-
-/// Of the runs that only make sure that every way works, and open its tunnels.
-const TRIAL: Duration = Duration::from_millis(50);
+use crate::case::{CASES, Case, Phase};
+use crate::output::Output;
+use crate::report::{Report, outcomes};
+use crate::run::Run;
 
 /// Measures what the mesh costs, enrolled and not in turn
 #[derive(Debug, Parser)]
@@ -55,15 +57,21 @@ struct Options {
     /// Seconds for each measurement, 0.01 to 60
     #[arg(long, default_value = "0.6", value_name = "S", value_parser = span)]
     seconds: Duration,
-    /// Only cases with this in their name
+    /// Only cases with this in their name, or with one of several texts between commas
     #[arg(long, default_value = "", value_name = "TEXT", hide_default_value = true)]
     case: String,
-    /// Only rows with this in their name, and what they are compared with
+    /// Only rows with this in their name (or one of several, as above), and what they are compared with
     #[arg(long, default_value = "", value_name = "TEXT", hide_default_value = true)]
     row: String,
+    /// Measures this stock ztunnel too, as row `stock`; built with its feature `testing`
+    #[arg(long, value_name = "PATH")]
+    against: Option<PathBuf>,
     /// Writes everything there, with every sample
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draws the ratios to row `stock` there, as SVG
+    #[arg(long, value_name = "FILE", requires = "against")]
+    plot: Option<PathBuf>,
 }
 
 /// What this program does inside a pod.
@@ -108,6 +116,7 @@ fn main() -> ExitCode {
 }
 
 fn serve() -> Result<()> {
+    limits::raise_open_files(case::MOST_HELD)?;
     let server = server::Server::bind(Ipv4Addr::UNSPECIFIED.into(), server::PORTS)?;
     println!("{}", server::LISTENING);
     Err(server.serve())
@@ -126,101 +135,80 @@ fn ask(case: &str, to: IpAddr, span: Duration) -> Result<()> {
 /// Measures, shows, and writes what was asked for. Missing a target is a result and no error.
 fn bench(options: &Options) -> Result<()> {
     let cases = cases(&options.case)?;
-    let (rows, left_out) = support::sort_out(row::chosen(&options.row)?, support::missing)?;
-    let json = options.json.as_deref().map(json::Target::open).transpose()?;
+    let (rows, left_out) = support::sort_out(
+        row::chosen(&options.row, options.against.is_some())?,
+        support::missing,
+    )?;
+    if let Some(binary) = &options.against {
+        stock::look_at(binary)?;
+    }
+    if options.plot.is_some() {
+        ensure!(
+            plot::can_show(&rows, &cases),
+            "--plot shows rows beside row `stock`: none of them is measured in a case that they share"
+        );
+    }
+    let open =
+        |flag, path: &Option<PathBuf>| path.as_deref().map(|path| Output::open(flag, path)).transpose();
+    let (json, plot) = (open("--json", &options.json)?, open("--plot", &options.plot)?);
     end_on_signals().context("cannot listen for Ctrl-C")?;
     for out in &left_out {
         println!("row {} is left out: {}", out.row, out.why);
     }
-    let (started, load) = (Instant::now(), machine::load()?);
-    println!("raising the meshes for {} rows", rows.len());
-    let mut field = Field::raise(&rows)?;
-    let machine = Machine::look(field.some_pod()?, load)?;
-    println!(
-        "meshes {} are up ({:.1} s)",
-        field.ids().join(", "),
-        started.elapsed().as_secs_f64()
-    );
-    let (rounds, series) = measure(&mut field, &rows, &cases, options, started)?;
-    println!("\ntaking the meshes down ...\n");
-    drop(field);
+    let started = Instant::now();
+    let done = Run {
+        rows: &rows,
+        cases: &cases,
+        rounds: options.rounds.into(),
+        span: options.seconds,
+        against: options.against.as_deref(),
+        started,
+    }
+    .measure()?;
     let report = Report {
-        machine,
+        machine: done.machine,
         ztunnel: ztunnel_path().to_string_lossy().into_owned(),
-        rounds,
+        against: options
+            .against
+            .as_ref()
+            .map(|path| path.to_string_lossy().into_owned()),
+        rounds: done.rounds,
         seconds: options.seconds.as_secs_f64(),
         rows,
         left_out,
-        results: outcomes(series),
+        results: outcomes(done.series),
     };
-    if rounds > 0 {
+    if report.rounds > 0 {
         println!("{}", table::text(&report));
     }
     println!("{:.1} s", started.elapsed().as_secs_f64());
     ensure!(
-        rounds == usize::from(options.rounds),
-        "interrupted after {rounds} of {} rounds; no JSON is written",
+        done.finished,
+        "interrupted after {} of {} rounds; no file is written",
+        report.rounds,
         options.rounds
     );
-    json.map_or(Ok(()), |json| json.write(&report))
+    if let Some(file) = json {
+        file.write(&(serde_json::to_string_pretty(&report)? + "\n"))?;
+    }
+    plot.map_or(Ok(()), |file| file.write(&plot::svg(&report)))
 }
 
-/// The cases whose names contain `text`.
+/// The cases whose names contain one of the texts between commas in `text`.
 fn cases(text: &str) -> Result<Vec<&'static Case>> {
-    let chosen: Vec<&Case> = CASES.iter().filter(|case| case.name.contains(text)).collect();
+    let chosen: Vec<&Case> = CASES
+        .iter()
+        .filter(|case| text.split(',').any(|part| case.name.contains(part)))
+        .collect();
     if chosen.is_empty() {
         let names: Vec<&str> = CASES.iter().map(|case| case.name).collect();
         bail!("no case has `{text}` in its name; there are {}", names.join(", "));
     }
+    ensure!(
+        chosen.iter().any(|case| case.load.phase() != Phase::After),
+        "`{text}` is what other cases leave behind: choose one of those too"
+    );
     Ok(chosen)
-}
-
-/// Round after round, case after case, each row once. Gives the complete rounds: fewer than asked for if somebody
-/// wants the end.
-fn measure(
-    field: &mut Field,
-    rows: &[Row],
-    cases: &[&'static Case],
-    options: &Options,
-    started: Instant,
-) -> Result<(usize, Vec<Series>)> {
-    let mut series: Vec<Series> = Vec::new();
-    for &case in cases {
-        series.extend(rows.iter().map(|&row| Series {
-            case,
-            row,
-            samples: Vec::new(),
-        }));
-    }
-    for row in rows {
-        if field.measure(row, &CASES[0], TRIAL)?.is_none() {
-            return Ok((0, series));
-        }
-    }
-    for round in 0..usize::from(options.rounds) {
-        println!(
-            "round {} of {} ({:.1} s)",
-            round + 1,
-            options.rounds,
-            started.elapsed().as_secs_f64()
-        );
-        for index in 0..series.len() {
-            let (row, case) = (series[index].row, series[index].case);
-            let sample = if enough() {
-                None
-            } else {
-                field.measure(&row, case, options.seconds)?
-            };
-            let Some(sample) = sample else {
-                series
-                    .iter_mut()
-                    .for_each(|series| series.samples.truncate(round));
-                return Ok((round, series));
-            };
-            series[index].samples.push(sample);
-        }
-    }
-    Ok((usize::from(options.rounds), series))
 }
 
 #[cfg(test)]
@@ -249,5 +237,13 @@ mod tests {
         let error = cases("nothing").unwrap_err().to_string();
         assert!(error.contains("`nothing`") && error.contains("bulk-4"), "{error}");
         assert_eq!(cases("rtt").unwrap().len(), 3);
+        assert_eq!(cases("rtt-1k,connect").unwrap().len(), 2);
+        assert_eq!(cases("").unwrap().len(), CASES.len());
+    }
+
+    #[test]
+    fn a_case_that_needs_others_before_it_is_refused_alone() {
+        let error = cases("rss-after").unwrap_err().to_string();
+        assert!(error.contains("choose one of those too"), "{error}");
     }
 }

@@ -1,5 +1,5 @@
 //! What the samples come to: per case and row the figures with their spread, the ratios to the baseline round by
-//! round, and whether the target is met. Holds every raw sample, so that nothing has to be believed.
+//! round, and whether the targets are met. Holds every raw sample, so that nothing has to be believed.
 
 use std::collections::BTreeMap;
 
@@ -33,7 +33,8 @@ pub(crate) struct Outcome {
     pub(crate) case: &'static str,
     pub(crate) row: &'static str,
     pub(crate) figures: BTreeMap<&'static str, Summary>,
-    pub(crate) ratio: Option<Ratio>,
+    /// The headline's to the row's baseline first, if both were measured.
+    pub(crate) ratios: Vec<Ratio>,
     /// Of all nodes of the mesh together; 100 is one core.
     pub(crate) cpu_percent: Summary,
     /// Of the node that has most.
@@ -41,10 +42,11 @@ pub(crate) struct Outcome {
     pub(crate) samples: Vec<Sample>,
 }
 
-/// The headline figure divided by the baseline's of the same round.
+/// A figure divided by that of another row in the same round.
 #[derive(Debug, PartialEq, Serialize)]
 pub(crate) struct Ratio {
     pub(crate) against: &'static str,
+    pub(crate) figure: &'static str,
     pub(crate) pairs: Vec<f64>,
     pub(crate) summary: Summary,
     pub(crate) target: Option<Target>,
@@ -63,6 +65,8 @@ pub(crate) struct Report {
     pub(crate) machine: Machine,
     /// The binary that was measured.
     pub(crate) ztunnel: String,
+    /// The stock ztunnel's.
+    pub(crate) against: Option<String>,
     /// Complete rounds.
     pub(crate) rounds: usize,
     /// Of each measurement.
@@ -74,14 +78,19 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Targets met, and those missed as `row case`.
+    /// Targets met, and those missed as `row case figure / against`.
     pub(crate) fn verdict(&self) -> (usize, Vec<String>) {
         let (mut met, mut missed) = (0, Vec::new());
         for outcome in &self.results {
-            match outcome.ratio.as_ref().and_then(|ratio| ratio.target.as_ref()) {
-                Some(target) if target.met => met += 1,
-                Some(_) => missed.push(format!("{} {}", outcome.row, outcome.case)),
-                None => {}
+            for ratio in &outcome.ratios {
+                match &ratio.target {
+                    Some(target) if target.met => met += 1,
+                    Some(_) => missed.push(format!(
+                        "{} {} {} / {}",
+                        outcome.row, outcome.case, ratio.figure, ratio.against
+                    )),
+                    None => {}
+                }
             }
         }
         (met, missed)
@@ -90,28 +99,14 @@ impl Report {
 
 /// Sums up every series; those without samples are left away.
 pub(crate) fn outcomes(all: Vec<Series>) -> Vec<Outcome> {
-    let headlines: Vec<Vec<f64>> = all.iter().map(Series::headlines).collect();
-    let ratios: Vec<Option<Ratio>> = all
-        .iter()
-        .zip(&headlines)
-        .map(|(series, samples)| {
-            let same =
-                |other: &Series| other.case == series.case && Some(other.row.name) == series.row.against;
-            let baseline = all.iter().position(same)?;
-            ratio(series, pairwise(samples, &headlines[baseline]))
-        })
-        .collect();
+    let ratios: Vec<Vec<Ratio>> = all.iter().map(|series| ratios(series, &all)).collect();
     all.into_iter()
         .zip(ratios)
-        .filter_map(|(series, ratio)| outcome(series, ratio))
+        .filter_map(|(series, ratios)| outcome(series, ratios))
         .collect()
 }
 
 impl Series {
-    fn headlines(&self) -> Vec<f64> {
-        self.figure(self.case.headline().key)
-    }
-
     fn figure(&self, key: &str) -> Vec<f64> {
         self.samples
             .iter()
@@ -125,28 +120,60 @@ impl Series {
     }
 }
 
-fn ratio(series: &Series, pairs: Vec<f64>) -> Option<Ratio> {
+/// The ratios of the headline, and of every figure that has a target, to each baseline that is among `all`.
+fn ratios(series: &Series, all: &[Series]) -> Vec<Ratio> {
+    let mut ratios = Vec::new();
+    for against in series.row.baselines() {
+        let same = |other: &&Series| other.case == series.case && other.row.name == against;
+        let Some(baseline) = all.iter().find(same) else {
+            continue;
+        };
+        let targets = || series.row.targets(against, series.case.name);
+        let bound = |figure| {
+            targets()
+                .find(|target| target.figure == figure)
+                .map(|target| target.bound)
+        };
+        let headline = series.case.headline().key;
+        let others = targets()
+            .map(|target| target.figure)
+            .filter(|&figure| figure != headline);
+        for figure in std::iter::once(headline).chain(others) {
+            let pairs = pairwise(&series.figure(figure), &baseline.figure(figure));
+            ratios.extend(ratio(against, figure, pairs, bound(figure)));
+        }
+    }
+    ratios
+}
+
+fn ratio(
+    against: &'static str,
+    figure: &'static str,
+    pairs: Vec<f64>,
+    bound: Option<Bound>,
+) -> Option<Ratio> {
     let summary = summary(&pairs)?;
-    let target = series.row.target(series.case.name).map(|bound| Target {
+    let target = bound.map(|bound| Target {
         bound,
         met: bound.holds(summary.median),
     });
     Some(Ratio {
-        against: series.row.against?,
+        against,
+        figure,
         pairs,
         summary,
         target,
     })
 }
 
-fn outcome(series: Series, ratio: Option<Ratio>) -> Option<Outcome> {
+fn outcome(series: Series, ratios: Vec<Ratio>) -> Option<Outcome> {
     let figures = series.case.load.figures().iter();
     let figures = figures.filter_map(|figure| Some((figure.key, summary(&series.figure(figure.key))?)));
     Some(Outcome {
         case: series.case.name,
         row: series.row.name,
         figures: figures.collect(),
-        ratio,
+        ratios,
         cpu_percent: series.of_nodes(|nodes| nodes.iter().map(|node| node.cpu_percent).sum())?,
         rss_kib: series.of_nodes(|nodes| nodes.iter().map(|node| node.rss_kib).max().unwrap_or(0) as f64)?,
         samples: series.samples,
@@ -165,8 +192,10 @@ pub(crate) mod tests {
         let row = *ROWS.iter().find(|known| known.name == row).unwrap();
         let node = |name: &str, cpu_percent, rss_kib| NodeUse {
             node: name.to_owned(),
+            cpu_seconds: 0.6 * cpu_percent / 100.0,
             cpu_percent,
             rss_kib,
+            rss_anon_kib: rss_kib / 2,
         };
         let samples = values.iter().map(|&value| Sample {
             figures: case
@@ -184,6 +213,26 @@ pub(crate) mod tests {
         }
     }
 
+    /// A report of `rows` and `results`, on some machine.
+    pub(crate) fn report(rows: Vec<Row>, results: Vec<Series>) -> Report {
+        Report {
+            machine: Machine {
+                kernel: "6.1".to_owned(),
+                cpu: "Fast 9000".to_owned(),
+                cores: 2,
+                congestion_control: "cubic".to_owned(),
+                load_before: 0.5,
+            },
+            ztunnel: "/b/ztunnel".to_owned(),
+            against: None,
+            rounds: 3,
+            seconds: 0.6,
+            rows,
+            left_out: Vec::new(),
+            results: outcomes(results),
+        }
+    }
+
     #[test]
     fn a_target_is_judged_by_the_median_of_the_pairs() {
         // The medians alone say 12 to 10: missed. Round by round it is 1.09, 1.1, 1.0.
@@ -191,12 +240,12 @@ pub(crate) mod tests {
             series("rtt-64", "plain-near", &[11.0, 20.0, 10.0]),
             series("rtt-64", "same-node", &[12.0, 22.0, 10.0]),
         ]);
-        let ratio = outcomes[1].ratio.as_ref().unwrap();
+        let ratio = &outcomes[1].ratios[0];
         assert_eq!(ratio.against, "plain-near");
         assert_eq!(ratio.pairs.len(), 3);
         assert!((ratio.summary.median - 12.0 / 11.0).abs() < 1e-9, "{ratio:?}");
         assert!(ratio.target.as_ref().unwrap().met, "{ratio:?}");
-        assert_eq!(outcomes[0].ratio, None);
+        assert_eq!(outcomes[0].ratios, []);
     }
 
     #[test]
@@ -206,7 +255,7 @@ pub(crate) mod tests {
             series("bulk-1", "plain-near", &[10.0]),
             series("bulk-1", "same-node", &[5.0]),
         ]);
-        let ratio = outcomes[2].ratio.as_ref().unwrap();
+        let ratio = &outcomes[2].ratios[0];
         assert_eq!(ratio.pairs, [0.5]);
         assert!(!ratio.target.as_ref().unwrap().met);
     }
@@ -217,5 +266,41 @@ pub(crate) mod tests {
         assert_eq!(outcomes[0].cpu_percent.median, 70.0);
         assert_eq!(outcomes[0].rss_kib.max, 20_480.0);
         assert_eq!(outcomes[0].samples.len(), 2);
+    }
+
+    #[test]
+    fn a_row_has_ratios_to_both_of_its_baselines_and_for_each_target() {
+        let outcomes = outcomes(vec![
+            series("bulk-1", "plain-far", &[4.0]),
+            series("bulk-1", "stock", &[1.0]),
+            series("bulk-1", "hbone", &[2.0]),
+        ]);
+        let of = |row: &str| -> Vec<(&str, &str, f64)> {
+            let outcome = outcomes.iter().find(|one| one.row == row).unwrap();
+            let ratios = outcome.ratios.iter();
+            ratios
+                .map(|one| (one.against, one.figure, one.summary.median))
+                .collect()
+        };
+        assert_eq!(
+            of("hbone"),
+            [
+                ("plain-far", "gbit_per_s", 0.5),
+                ("stock", "gbit_per_s", 2.0),
+                ("stock", "cpu_s_per_gb", 2.0),
+            ]
+        );
+        assert_eq!(of("stock"), [("plain-far", "gbit_per_s", 0.25)]);
+        assert_eq!(of("plain-far"), []);
+    }
+
+    #[test]
+    fn what_was_not_measured_is_not_divided_by() {
+        let outcomes = outcomes(vec![
+            series("rss-idle", "stock", &[20.0]),
+            series("rss-idle", "hbone", &[8.0]),
+        ]);
+        assert_eq!(outcomes[1].ratios.len(), 1, "{outcomes:?}");
+        assert!(outcomes[1].ratios[0].target.as_ref().unwrap().met);
     }
 }

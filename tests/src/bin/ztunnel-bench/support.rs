@@ -91,7 +91,7 @@ fn sample_mesh(setup: &Setup) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::row::ROWS;
+    use crate::row::{Proxy, ROWS};
 
     fn names<'a>(rows: impl IntoIterator<Item = &'a Row>) -> Vec<&'static str> {
         rows.into_iter().map(|row| row.name).collect()
@@ -118,8 +118,17 @@ mod tests {
     }
 
     #[test]
+    fn a_row_is_measured_without_what_it_would_be_compared_with_as_well() {
+        let no_stock = |setup: &Setup| Ok((setup.proxy == Proxy::Stock).then(|| "none".to_owned()));
+        let (kept, left_out) = sort_out(ROWS.to_vec(), no_stock).unwrap();
+        assert_eq!(left_out.len(), 1);
+        assert!(names(&kept).contains(&"hbone"), "{left_out:?}");
+    }
+
+    #[test]
     fn a_variable_is_known_when_the_help_binds_it() {
         let setup = Setup {
+            proxy: Proxy::Ours,
             node_env: &[("SAME_NODE", "proxy")],
             workload: &[],
         };
@@ -132,6 +141,7 @@ mod tests {
     #[test]
     fn the_mesh_that_is_checked_holds_the_lines_of_the_set_up() {
         let setup = Setup {
+            proxy: Proxy::Ours,
             node_env: &[],
             workload: &["splice: true"],
         };

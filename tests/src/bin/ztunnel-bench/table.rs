@@ -4,16 +4,20 @@
 use std::fmt::Write;
 
 use crate::case::{CASES, Case};
-use crate::report::{Outcome, Report};
-use crate::row::Bound;
+use crate::report::{Outcome, Ratio, Report};
+use crate::row::{Bound, Row};
 use crate::stats::Summary;
 
 /// The whole report, lines of at most 120 columns.
 pub(crate) fn text(report: &Report) -> String {
     let mut text = format!("{}\n", head(report));
     for row in &report.rows {
-        let against = row.against.map(|name| format!("; against {name}"));
-        let against = against.unwrap_or_default();
+        let measured = |name: &&str| report.rows.iter().any(|row| row.name == *name);
+        let against: Vec<&str> = row.baselines().filter(measured).collect();
+        let against = match &against[..] {
+            [] => String::new(),
+            names => format!("; against {}", names.join(" and ")),
+        };
         line(
             &mut text,
             format_args!("  {:<18}{}{against}", row.name, row.about),
@@ -32,7 +36,7 @@ pub(crate) fn text(report: &Report) -> String {
             .filter(|one| one.case == case.name)
             .collect();
         if !outcomes.is_empty() {
-            block(&mut text, case, &outcomes);
+            block(&mut text, &report.rows, case, &outcomes);
         }
     }
     let (met, missed) = report.verdict();
@@ -50,7 +54,7 @@ fn head(report: &Report) -> String {
     let machine = &report.machine;
     format!(
         "machine: Linux {}, {} cores ({}), congestion control {}, load {:.2} before\n\
-         rounds: {}, each measurement {} s; ztunnel: {}",
+         rounds: {}, each measurement {} s; ztunnel: {}{}",
         machine.kernel,
         machine.cores,
         machine.cpu,
@@ -58,7 +62,12 @@ fn head(report: &Report) -> String {
         machine.load_before,
         report.rounds,
         report.seconds,
-        report.ztunnel
+        report.ztunnel,
+        report
+            .against
+            .as_ref()
+            .map(|path| format!("\nstock: {path}"))
+            .unwrap_or_default()
     )
 }
 
@@ -67,7 +76,7 @@ fn line(text: &mut String, arguments: std::fmt::Arguments<'_>) {
     let _infallible = writeln!(text, "{arguments}");
 }
 
-fn block(text: &mut String, case: &Case, outcomes: &[&Outcome]) {
+fn block(text: &mut String, rows: &[Row], case: &Case, outcomes: &[&Outcome]) {
     let figures = case.load.figures();
     let mut titles = format!("  {:<18}{:>10} {:>17}", "", figures[0].title, "min .. max");
     for figure in &figures[1..] {
@@ -80,40 +89,50 @@ fn block(text: &mut String, case: &Case, outcomes: &[&Outcome]) {
     );
     line(text, format_args!("\n{}: {}\n{titles}", case.name, case.title));
     for outcome in outcomes {
-        row(text, case, outcome);
+        let against = rows.iter().find(|row| row.name == outcome.row);
+        row(text, case, against.and_then(|row| row.against), outcome);
     }
 }
 
-fn row(text: &mut String, case: &Case, outcome: &Outcome) {
+fn row(text: &mut String, case: &Case, against: Option<&str>, outcome: &Outcome) {
     let figures = case.load.figures();
-    let number = |value: f64, digits: usize| format!("{value:.digits$}");
     let mut cells = format!("  {:<18}", outcome.row);
     for (index, figure) in figures.iter().enumerate() {
         let Some(summary) = outcome.figures.get(figure.key) else {
             continue;
         };
-        let _infallible = write!(cells, "{:>10}", number(summary.median, figure.digits));
+        let _infallible = write!(cells, "{:>10}", figure.show(summary.median));
         if index == 0 {
-            let spread = format!(
-                "{} .. {}",
-                number(summary.min, figure.digits),
-                number(summary.max, figure.digits)
-            );
+            let spread = format!("{} .. {}", figure.show(summary.min), figure.show(summary.max));
             let _infallible = write!(cells, " {spread:>17}");
         }
     }
+    // What stands beside the figures is the ratio of the first one; others have a line each, with a name.
+    let (beside, more) = match &outcome.ratios[..] {
+        [first, more @ ..] if Some(first.against) == against => (Some(first), more),
+        all => (None, all),
+    };
     let cpu = format!("{:.0} %", outcome.cpu_percent.median);
     let rss = format!("{:.0} MiB", outcome.rss_kib.max / 1024.0);
     line(
         text,
-        format_args!("{cells}  {:<34}{cpu:>6}{rss:>9}", compared(outcome)),
+        format_args!(
+            "{cells}  {:<34}{cpu:>6}{rss:>9}",
+            beside.map(compared).unwrap_or_default()
+        ),
     );
+    for ratio in more {
+        let title = case
+            .figure(ratio.figure)
+            .map_or(ratio.figure, |figure| figure.title);
+        line(
+            text,
+            format_args!("  {:<18}{title} / {}: {}", "", ratio.against, compared(ratio)),
+        );
+    }
 }
 
-fn compared(outcome: &Outcome) -> String {
-    let Some(ratio) = &outcome.ratio else {
-        return String::new();
-    };
+fn compared(ratio: &Ratio) -> String {
     let Summary { median, min, max } = ratio.summary;
     let mut text = format!("{median:.2}x ({min:.2} .. {max:.2})");
     if let Some(target) = &ratio.target {
@@ -130,36 +149,23 @@ fn compared(outcome: &Outcome) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Machine;
-    use crate::report::outcomes;
-    use crate::report::tests::series;
+    use crate::report::tests::{report as reported, series};
     use crate::row::ROWS;
     use crate::support::LeftOut;
 
     fn report() -> Report {
-        Report {
-            machine: Machine {
-                kernel: "6.1".to_owned(),
-                cpu: "Fast 9000".to_owned(),
-                cores: 2,
-                congestion_control: "cubic".to_owned(),
-                load_before: 0.5,
-            },
-            ztunnel: "/b/ztunnel".to_owned(),
-            rounds: 3,
-            seconds: 0.6,
-            rows: ROWS[..2].to_vec(),
-            left_out: vec![LeftOut {
-                row: "spliced",
-                why: "too old".to_owned(),
-            }],
-            results: outcomes(vec![
-                series("rtt-64", "plain-near", &[10.0, 11.0, 12.0]),
-                series("rtt-64", "same-node", &[20.0, 22.0, 24.0]),
-                series("connect", "plain-near", &[12_000.0, 10_000.0, 11_000.0]),
-                series("connect", "same-node", &[11_000.0, 9_000.0, 10_000.0]),
-            ]),
-        }
+        let results = vec![
+            series("rtt-64", "plain-near", &[10.0, 11.0, 12.0]),
+            series("rtt-64", "same-node", &[20.0, 22.0, 24.0]),
+            series("connect", "plain-near", &[12_000.0, 10_000.0, 11_000.0]),
+            series("connect", "same-node", &[11_000.0, 9_000.0, 10_000.0]),
+        ];
+        let mut report = reported(ROWS[..2].to_vec(), results);
+        report.left_out = vec![LeftOut {
+            row: "spliced",
+            why: "too old".to_owned(),
+        }];
+        report
     }
 
     #[test]
@@ -184,13 +190,44 @@ mod tests {
             "same-node 10000 9000 .. 11000 0.91x (0.90 .. 0.92) >= 0.85 met 70 % 20 MiB"
         );
         assert!(
-            text.contains("targets: 1 met, 1 missed\n  missed: same-node rtt-64\n"),
+            text.contains("targets: 1 met, 1 missed\n  missed: same-node rtt-64 p50_us / plain-near\n"),
             "{text}"
         );
         assert!(
             text.contains("spliced           not measured: too old\n"),
             "{text}"
         );
+        assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
+    }
+
+    #[test]
+    fn ratios_to_a_second_row_have_lines_of_their_own() {
+        let rows = ROWS
+            .iter()
+            .copied()
+            .filter(|row| ["plain-far", "stock", "hbone"].contains(&row.name));
+        let mut report = reported(
+            rows.collect(),
+            vec![
+                series("bulk-1", "plain-far", &[4.0]),
+                series("bulk-1", "stock", &[1.0]),
+                series("bulk-1", "hbone", &[2.0]),
+                series("rss-idle", "stock", &[30_000.0]),
+                series("rss-idle", "hbone", &[20_000.0]),
+            ],
+        );
+        report.against = Some("/b/other".to_owned());
+        let text = text(&report);
+        for line in [
+            "stock: /b/other",
+            "mutual TLS between the nodes; against plain-far and stock",
+            "   Gbit/s / stock: 2.00x (2.00 .. 2.00) >= 1.6 met",
+            "   CPU s/GB / stock: 2.00x (2.00 .. 2.00) <= 0.6 MISSED",
+            "   RSS KiB / stock: 0.67x (0.67 .. 0.67) <= 0.5 MISSED",
+            "missed: hbone bulk-1 cpu_s_per_gb / stock",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
         assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
     }
 }

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::Once;
 
 use anyhow::{Context, Result};
 use ztunnel_tests::Netns;
@@ -61,10 +62,13 @@ impl Loan {
             _lock: lock,
         };
         if let Some(longer) = with_ours(&list) {
-            println!(
-                "net.ipv4.tcp_allowed_congestion_control is \"{longer}\" for a moment, then \"{}\" again",
-                list.trim()
-            );
+            static SAID: Once = Once::new();
+            SAID.call_once(|| {
+                println!(
+                    "net.ipv4.tcp_allowed_congestion_control is \"{longer}\" for a moment, then \"{}\" again",
+                    list.trim()
+                );
+            });
             fs::write(ALLOWED, &longer).with_context(|| format!("writing {longer} to {ALLOWED}"))?;
             loan.before = Some(list);
         }

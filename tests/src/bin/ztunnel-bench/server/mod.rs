@@ -1,5 +1,9 @@
-//! The server of a measurement: one process per server pod, three ports. It does as little as it can, so that what
-//! is measured is the way to it; above all it makes no thread and no buffer for a connection of the connect case.
+//! The server of a measurement: one process per server pod, a port for each kind of load. It does as little as it
+//! can, so that what is measured is the way to it; above all it makes no thread and no buffer for a connection of the
+//! connect case, nor for one that is only held.
+
+mod count;
+mod hold;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -30,6 +34,11 @@ pub(crate) struct Ports {
     pub(crate) sink: u16,
     /// One byte, answered by one; then the server closes.
     pub(crate) connect: u16,
+    /// Messages whose first byte is their length, with itself; answered by how many there were (8 bytes, network
+    /// order) whenever some were read, and once more after the client's FIN.
+    pub(crate) count: u16,
+    /// One byte, sent back; then nothing until the client's FIN.
+    pub(crate) hold: u16,
 }
 
 /// The ports in a pod: below the local ports that the benchmark sets there.
@@ -37,6 +46,8 @@ pub(crate) const PORTS: Ports = Ports {
     echo: 7001,
     sink: 7002,
     connect: 7003,
+    count: 7004,
+    hold: 7005,
 };
 
 /// A server that listens and does not serve yet.
@@ -45,6 +56,8 @@ pub(crate) struct Server {
     echo: TcpListener,
     sink: TcpListener,
     connect: Arc<TcpListener>,
+    count: TcpListener,
+    hold: TcpListener,
 }
 
 impl Server {
@@ -58,6 +71,8 @@ impl Server {
             echo: listen(ports.echo)?,
             sink: listen(ports.sink)?,
             connect: Arc::new(listen(ports.connect)?),
+            count: listen(ports.count)?,
+            hold: listen(ports.hold)?,
         })
     }
 
@@ -68,9 +83,17 @@ impl Server {
             echo: e,
             sink: s,
             connect,
+            count: c,
+            hold,
         } = self;
         on_threads(e, echo, &broken);
         on_threads(s, sink, &broken);
+        on_threads(c, count::serve, &broken);
+        {
+            let broken = broken.clone();
+            // Nobody listens when the server has ended by another thread's error already.
+            std::thread::spawn(move || drop(broken.send(hold::serve(&hold))));
+        }
         for _ in 0..CONNECT_THREADS {
             let (listener, broken) = (Arc::clone(&connect), broken.clone());
             std::thread::spawn(move || accept_all(&listener, &broken, |stream| tell(greet(&stream))));
@@ -185,6 +208,8 @@ pub(crate) mod tests {
             echo: 0,
             sink: 0,
             connect: 0,
+            count: 0,
+            hold: 0,
         };
         let server = Server::bind(ip, any).unwrap();
         let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
@@ -192,6 +217,8 @@ pub(crate) mod tests {
             echo: port(&server.echo),
             sink: port(&server.sink),
             connect: port(&server.connect),
+            count: port(&server.count),
+            hold: port(&server.hold),
         };
         std::thread::spawn(move || server.serve());
         (ip, ports)
