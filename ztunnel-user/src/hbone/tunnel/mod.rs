@@ -25,7 +25,9 @@ use super::settings;
 /// Size at which a batch takes no more of an application's bytes, bytes: sixteen full records.
 pub(super) const BATCH: usize = 16 * (super::batch::RECORD + 32);
 /// Further room for streams that send little: what bulk streams leave to them.
-const SMALL_ROOM: usize = 32 << 10;
+const SMALL_ROOM: usize = 64 << 10;
+/// What a stream may put into a batch at least, however many wait, bytes.
+const LEAST_SHARE: usize = 128 << 10;
 /// What a peer may make us queue, by asking for answers it does not read, bytes.
 const MAX_QUEUED: usize = BATCH + (1 << 20);
 /// Table that peers may use for header fields, octets (the default, which we do not change).
@@ -86,8 +88,14 @@ pub(super) struct Core {
     target_window: u32,
     /// Streams that wait for `send_window`, in order.
     want_credit: VecDeque<StreamId>,
-    /// Streams that wait for the batch, in order.
+    /// Streams that wait for the next batch: first those that got nothing into this one.
     want_room: VecDeque<StreamId>,
+    /// Behind them, those that did.
+    want_more_room: VecDeque<StreamId>,
+    /// Number of the batch that is being filled.
+    batch: u64,
+    /// What each stream may put into it, bytes.
+    share: usize,
     /// The highest stream of the peer that was seen, or the next of ours.
     last: u32,
     arrived: VecDeque<Arrived>,
@@ -152,6 +160,9 @@ impl Tunnel {
             target_window: window,
             want_credit: VecDeque::new(),
             want_room: VecDeque::new(),
+            want_more_room: VecDeque::new(),
+            batch: 1,
+            share: BATCH,
             last: match role {
                 Role::Client => 1,
                 Role::Server => 0,
@@ -224,7 +235,10 @@ impl Core {
         }
         self.out.close();
         std::mem::swap(&mut self.out, empty);
-        for id in self.want_room.drain(..) {
+        self.batch += 1;
+        let waiting = self.want_room.len() + self.want_more_room.len();
+        self.share = (BATCH / waiting.max(1)).max(LEAST_SHARE);
+        for id in self.want_room.drain(..).chain(self.want_more_room.drain(..)) {
             if let Some(stream) = self.streams.get_mut(id) {
                 stream.wake_writer();
             }

@@ -12,8 +12,10 @@ use crate::hbone::fields::Fields;
 use crate::hbone::frame::{self, Head, Reason, flag, kind};
 use crate::hbone::stream::StreamEnd;
 
-/// A stream that wants to send no more than this may use the room that is kept for such, bytes.
-const SMALL: usize = 4 << 10;
+/// A stream that reads no more than this at once may use the room that is kept for such, bytes.
+const SMALL: usize = 32 << 10;
+/// Less room than this is none, bytes: a read would be spread over too many frames.
+const LITTLE: usize = 4 << 10;
 
 /// Header fields in the order in which they are sent.
 pub(in crate::hbone) type FieldList<'a> = [(&'a [u8], &'a [u8])];
@@ -142,18 +144,24 @@ impl Core {
             return Poll::Ready(Err(end.clone()));
         }
         let credit = stream.send_window.min(self.send_window);
+        let served = if stream.batch == self.batch { stream.share } else { 0 };
         let wait = if stream.send_window <= 0 {
             None
         } else if credit <= 0 {
             Some(&mut self.want_credit)
         } else {
-            let size = if want <= SMALL { BATCH + SMALL_ROOM } else { BATCH };
-            let room = self.out.room(size);
-            if room >= want.min(SMALL) {
+            let small = want <= SMALL;
+            let size = if small { BATCH + SMALL_ROOM } else { BATCH };
+            let share = self.share.saturating_sub(served);
+            let room = self.out.room(size).min(share);
+            if room >= want.min(LITTLE) {
                 let credit = usize::try_from(credit).unwrap_or(usize::MAX);
                 return Poll::Ready(Ok(want.min(credit).min(room)));
             }
-            Some(&mut self.want_room)
+            Some(match served {
+                0 => &mut self.want_room,
+                _ => &mut self.want_more_room,
+            })
         };
         remember(&mut stream.writer, cx);
         if let (Some(queue), false) = (wait, stream.queued) {
@@ -186,10 +194,14 @@ impl Core {
     }
 
     fn spend(&mut self, id: StreamId, count: usize) {
-        let count = i64::try_from(count).unwrap_or(i64::MAX);
-        self.send_window -= count;
+        let credit = i64::try_from(count).unwrap_or(i64::MAX);
+        self.send_window -= credit;
         if let Some(stream) = self.streams.get_mut(id) {
-            stream.send_window -= count;
+            stream.send_window -= credit;
+            if stream.batch != self.batch {
+                (stream.batch, stream.share) = (self.batch, 0);
+            }
+            stream.share += count;
         }
         self.kick();
     }

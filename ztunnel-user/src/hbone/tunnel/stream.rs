@@ -43,6 +43,10 @@ pub(crate) struct Stream {
     pub(super) writer: Option<Waker>,
     /// Waits for credit or for room already.
     pub(super) queued: bool,
+    /// The batch that it has put something into last.
+    pub(super) batch: u64,
+    /// How much, bytes.
+    pub(super) share: usize,
 }
 
 impl Stream {
@@ -61,6 +65,8 @@ impl Stream {
             cut: None,
             writer: None,
             queued: false,
+            batch: 0,
+            share: 0,
         }
     }
 
