@@ -5,6 +5,7 @@ use std::io;
 use std::ops::DerefMut;
 use std::time::Duration;
 
+use bytes::BufMut as _;
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
@@ -208,7 +209,7 @@ impl Incoming {
             return Err(io::Error::new(io::ErrorKind::InvalidData, error));
         }
         self.bytes.reserve(READ);
-        match io.read_buf(&mut self.bytes).await? {
+        match io.read_buf(&mut (&mut self.bytes).limit(READ)).await? {
             0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof")),
             _ => Ok(()),
         }

@@ -1,5 +1,9 @@
 //! Real handshakes over loopback sockets: who gets through, and by which word the others are refused.
 
+mod edges;
+mod meeting;
+mod records;
+
 use std::sync::Arc;
 use std::time::SystemTime;
 
