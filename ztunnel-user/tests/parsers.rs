@@ -182,5 +182,6 @@ targets! {
     peer_certificate
     record
     spiffe
+    tls_record
     traceparent
 }

@@ -9,11 +9,13 @@ mod control;
 mod der;
 mod heads;
 mod mesh;
+mod tls;
 
 pub use certificates::{csr, peer_certificate};
 pub use control::{control_request, record};
 pub use heads::{baggage, connect_request, forwarded, traceparent};
 pub use mesh::{mesh_file, spiffe};
+pub use tls::tls_record;
 
 /// A body: any bytes in, a panic if a property does not hold.
 pub type Body = fn(&[u8]);
@@ -29,5 +31,6 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("peer_certificate", peer_certificate),
     ("record", record),
     ("spiffe", spiffe),
+    ("tls_record", tls_record),
     ("traceparent", traceparent),
 ];
