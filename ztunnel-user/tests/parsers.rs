@@ -183,5 +183,6 @@ targets! {
     peer_certificate
     record
     spiffe
+    tls_record
     traceparent
 }

@@ -10,12 +10,14 @@ mod der;
 mod heads;
 mod hpack;
 mod mesh;
+mod tls;
 
 pub use certificates::{csr, peer_certificate};
 pub use control::{control_request, record};
 pub use heads::{baggage, connect_request, forwarded, traceparent};
 pub use hpack::header_blocks;
 pub use mesh::{mesh_file, spiffe};
+pub use tls::tls_record;
 
 /// A body: any bytes in, a panic if a property does not hold.
 pub type Body = fn(&[u8]);
@@ -32,5 +34,6 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("peer_certificate", peer_certificate),
     ("record", record),
     ("spiffe", spiffe),
+    ("tls_record", tls_record),
     ("traceparent", traceparent),
 ];

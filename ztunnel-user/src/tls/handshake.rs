@@ -5,6 +5,7 @@ use std::io;
 use std::ops::DerefMut;
 use std::time::Duration;
 
+use bytes::BufMut as _;
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
@@ -62,15 +63,18 @@ where
         outgoing: Vec::new(),
     };
     loop {
-        match handshake.step() {
-            Ok(Step::Write) => handshake.write(io).await?,
-            Ok(Step::Read) => handshake.incoming.read(io).await?,
-            Ok(Step::Done) => return Ok(handshake.incoming.into_rest()),
+        let step = match handshake.step() {
+            Ok(step) => step,
             Err(error) => {
                 handshake.queue_alert();
                 let _unheard = tokio::time::timeout(LAST_WORDS, handshake.write(io)).await;
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
+        };
+        handshake.write(io).await?;
+        match step {
+            Step::Read => handshake.incoming.read(io).await?,
+            Step::Done => return Ok(handshake.incoming.into_rest()),
         }
     }
 }
@@ -80,15 +84,15 @@ where
 struct Handshake<'a, S> {
     connection: &'a mut S,
     incoming: Incoming,
+    /// All of a flight, so that it takes one write.
     outgoing: Vec<u8>,
 }
 
+/// What is next once `outgoing` is written.
 enum Step {
-    /// `outgoing` is due.
-    Write,
     /// More of the peer is needed.
     Read,
-    /// Both sides are done, and everything is written.
+    /// Both sides are done.
     Done,
 }
 
@@ -102,9 +106,10 @@ impl<S: Side> Handshake<'_, S> {
                     encode(&mut data, &mut self.outgoing)?;
                     None
                 }
+                // There may be more to send that needs nothing more of the peer.
                 ConnectionState::TransmitTlsData(data) => {
                     data.done();
-                    Some(Step::Write)
+                    None
                 }
                 ConnectionState::BlockedHandshake => Some(Step::Read),
                 ConnectionState::WriteTraffic(_) => Some(Step::Done),
@@ -117,7 +122,6 @@ impl<S: Side> Handshake<'_, S> {
             self.incoming.discard(discard);
             match blocked {
                 None => {}
-                Some(Step::Write) => return Ok(Step::Write),
                 // A server may send before it knows the client: that is not the end yet.
                 Some(Step::Done) if !self.connection.is_handshaking() => return Ok(Step::Done),
                 Some(Step::Done | Step::Read) if self.incoming.next_record() => {}
@@ -140,10 +144,11 @@ impl<S: Side> Handshake<'_, S> {
     }
 
     async fn write<IO: AsyncWrite + Unpin>(&mut self, io: &mut IO) -> io::Result<()> {
-        if !self.outgoing.is_empty() {
-            io.write_all(&self.outgoing).await?;
-            self.outgoing.clear();
+        if self.outgoing.is_empty() {
+            return Ok(());
         }
+        io.write_all(&self.outgoing).await?;
+        self.outgoing.clear();
         io.flush().await
     }
 }
@@ -208,7 +213,7 @@ impl Incoming {
             return Err(io::Error::new(io::ErrorKind::InvalidData, error));
         }
         self.bytes.reserve(READ);
-        match io.read_buf(&mut self.bytes).await? {
+        match io.read_buf(&mut (&mut self.bytes).limit(READ)).await? {
             0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof")),
             _ => Ok(()),
         }

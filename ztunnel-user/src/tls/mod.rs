@@ -24,8 +24,6 @@ mod record;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tests_records;
 mod verify;
 
 pub(crate) use certificate::system_time;

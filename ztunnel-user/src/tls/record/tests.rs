@@ -1,7 +1,5 @@
 //! Records by themselves, with a key that both ends have from the start: what is taken, and what is not.
 
-use std::time::Instant;
-
 use rustls::crypto::cipher::{AeadKey, Iv};
 use rustls::{AlertDescription, ConnectionTrafficSecrets};
 
@@ -434,40 +432,4 @@ fn records_cannot_be_more_than_numbers() {
     assert!(matches!(sealer.seal(&mut slot(b"x")), Err(RecordError::Worn)));
     let result = opener.open(&mut last);
     assert!(matches!(result, Err(RecordError::Sequence)), "{result:?}");
-}
-
-/// `cargo test --release -p ztunnel-user --lib -- --ignored --nocapture records_per_second`
-#[test]
-#[ignore = "a measurement, for a release build on a quiet machine"]
-#[expect(clippy::print_stdout, reason = "its result")]
-#[expect(clippy::cast_precision_loss, reason = "figures for people")]
-fn records_per_second() {
-    for (length, rounds) in [(16_384, 100_000_u32), (1024, 1_000_000), (64, 3_000_000)] {
-        // More slots than one, as in a batch; together they stay in the cache.
-        let mut slots = vec![slot(&some_bytes(length)); 8];
-        let (mut sealer, mut opener) = (Sealer::new(0, &secrets(), u64::MAX).unwrap(), pair().1);
-        let (mut sealing, mut opening) = (std::time::Duration::ZERO, std::time::Duration::ZERO);
-        for _ in 0..rounds / 8 {
-            let began = Instant::now();
-            for slot in &mut slots {
-                sealer.seal(slot).unwrap();
-            }
-            let sealed = Instant::now();
-            for slot in &mut slots {
-                assert!(matches!(opener.open(slot).unwrap(), Content::Data(_)));
-            }
-            sealing += sealed - began;
-            opening += sealed.elapsed();
-        }
-        let figures = |what: &str, took: std::time::Duration| {
-            let each = took.as_secs_f64() / f64::from(rounds);
-            println!(
-                "{what} {length} bytes: {:.0} ns each, {:.2} GB/s",
-                each * 1e9,
-                length as f64 / each / 1e9
-            );
-        };
-        figures("sealing", sealing);
-        figures("opening", opening);
-    }
 }
