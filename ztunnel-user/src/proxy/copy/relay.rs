@@ -12,6 +12,7 @@ use tokio::time::{Sleep, sleep};
 use super::carry::Carry;
 use super::side::{Gone, SideIo};
 use super::{HalfEnd, Loss, RelayEnd, RelayError, Side};
+use crate::cores::spin;
 use crate::telemetry::Counters;
 
 /// How long bytes that one end sent before it was lost may take to reach the other, which is then reset. An
@@ -75,6 +76,7 @@ impl Half {
             while !self.carry.is_empty() {
                 let count = ready!(to.poll_write(cx, &mut self.carry)).map_err(Broken::Receiver)?;
                 counter.fetch_add(u64::try_from(count).unwrap_or_default(), Ordering::Relaxed);
+                spin::moved(count);
                 from.passed_on(count);
                 turn += count;
             }
