@@ -46,6 +46,7 @@ impl DumpSource for Pods {
             "statsAddr": settings.metrics,
             "adminAddr": settings.admin,
             "numWorkerThreads": settings.workers,
+            "busyPollMicros": settings.busy_poll.as_micros(),
             "selfTerminationDeadline": { "secs": settings.drain.as_secs(), "nanos": settings.drain.subsec_nanos() },
             "splice": self.splicing(),
             "meshGeneration": self.live_mesh().generation(),

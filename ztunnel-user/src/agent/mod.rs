@@ -53,7 +53,8 @@ const LOG_FLUSH: Duration = Duration::from_secs(1);
 /// # Errors
 /// Whatever keeps it from starting, with what to do about it.
 pub fn run(settings: Settings, kernel: KernelOptions, log: &LogHandle) -> Result<()> {
-    let (cores, threads) = cores::start(settings.workers).context("starting the workers")?;
+    let (cores, threads) =
+        cores::start(settings.workers, settings.busy_poll).context("starting the workers")?;
     let control = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -124,6 +125,7 @@ async fn serve(
         tc,
         steering = steering.word(),
         workers = settings.workers,
+        busy_poll = format_args!("{} us", settings.busy_poll.as_micros()),
         version = env!("CARGO_PKG_VERSION"),
         "starting"
     );

@@ -103,6 +103,16 @@ pub(super) struct RunArgs {
     /// Threads that carry connections [default: a quarter of the processors, at least 2; 0: all].
     #[arg(long, env = "ZTUNNEL_WORKER_THREADS", value_name = "N")]
     worker_threads: Option<usize>,
+    /// How long a thread that carries connections may look for its next message before it sleeps, in microseconds; 0: it
+    /// sleeps at once. It looks only while messages come that soon, and gives way to every other program.
+    #[arg(
+        long,
+        env = "ZTUNNEL_BUSY_POLL",
+        default_value_t = 100,
+        value_parser = clap::value_parser!(u64).range(..=1000),
+        value_name = "MICROSECONDS"
+    )]
+    busy_poll: u64,
     /// How tc programs are attached.
     #[arg(
         long,
@@ -201,6 +211,7 @@ fn settings(args: RunArgs) -> anyhow::Result<Settings> {
         admin: or(args.admin_address, Ipv4Addr::LOCALHOST.into(), ADMIN_PORT),
         drain: args.drain,
         workers,
+        busy_poll: Duration::from_micros(args.busy_poll),
     })
 }
 

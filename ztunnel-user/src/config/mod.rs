@@ -95,6 +95,8 @@ pub struct Settings {
     pub drain: Duration,
     /// Threads that carry connections.
     pub workers: usize,
+    /// How long each of them may look for its next message before it sleeps; zero: not at all.
+    pub busy_poll: Duration,
 }
 
 /// Threads to carry connections with where none are asked for: a quarter of the processors, at least two.

@@ -83,29 +83,30 @@ impl Load {
         }
     }
 
-    /// The core has nothing to do. To be called by it.
-    pub(super) fn rests(&self) {
-        self.turn(false);
+    /// Nanoseconds since the core was made.
+    pub(super) fn clock(&self) -> u64 {
+        // Five hundred years.
+        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// The core has something to do again. To be called by it.
-    pub(super) fn wakes(&self) {
-        self.turn(true);
+    /// The core has nothing to do, at this time. To be called by it.
+    pub(super) fn rests(&self, now: u64) {
+        self.turn(now, false);
     }
 
-    fn turn(&self, awake: bool) {
+    /// The core has something to do again, or looks whether it has. To be called by it.
+    pub(super) fn wakes(&self, now: u64) {
+        self.turn(now, true);
+    }
+
+    fn turn(&self, now: u64, awake: bool) {
         let doing = Doing::unpack(self.doing.load(Relaxed));
-        self.doing.store(doing.turn(self.now(), awake).pack(), Relaxed);
-    }
-
-    fn now(&self) -> u64 {
-        // Five hundred thousand years.
-        u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(u64::MAX)
+        self.doing.store(doing.turn(now / 1_000, awake).pack(), Relaxed);
     }
 
     pub(super) fn standing(&self) -> Standing {
         Standing {
-            busy: Doing::unpack(self.doing.load(Relaxed)).busy_at(self.now()),
+            busy: Doing::unpack(self.doing.load(Relaxed)).busy_at(self.clock() / 1_000),
             weight: self.weight.load(Relaxed),
         }
     }

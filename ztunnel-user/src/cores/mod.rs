@@ -5,7 +5,9 @@
 //! It decides on which of them a connection is carried, once, when it is accepted. It must never move one later.
 
 mod load;
+mod pace;
 mod place;
+pub mod spin;
 
 use std::{
     cell::Cell,
@@ -23,6 +25,11 @@ use tokio::{
 
 use self::load::Load;
 use self::place::Standing;
+use self::spin::{BusyPolls, Polls};
+
+/// Tasks that a core runs before it looks for new events. One task may move 256 KiB; with tokio's 61, a message beside a
+/// bulk stream waits for milliseconds before anybody sees it.
+const EVENT_INTERVAL: u32 = 3;
 
 thread_local! {
     static HERE: Cell<usize> = const { Cell::new(0) };
@@ -44,6 +51,7 @@ struct Core {
     number: usize,
     handle: Handle,
     load: Arc<Load>,
+    polls: Arc<Polls>,
 }
 
 impl fmt::Debug for Cores {
@@ -52,30 +60,31 @@ impl fmt::Debug for Cores {
     }
 }
 
-/// Starts `count` cores, at least one.
+/// Starts `count` cores, at least one. Each may look for its next message for up to `busy_poll` before it sleeps; zero:
+/// it sleeps at once.
 ///
 /// # Errors
 /// A thread or its runtime cannot be made: no descriptors or processes are left.
-pub fn start(count: usize) -> io::Result<(Cores, Threads)> {
+pub fn start(count: usize, busy_poll: Duration) -> io::Result<(Cores, Threads)> {
     let mut running = Vec::new();
     let cores = PerCore::make(count, |number| {
-        let load = Arc::new(Load::new());
-        let runtime = runtime(&load)?;
-        let handle = runtime.handle().clone();
-        running.push(Running::start(number, runtime, Arc::clone(&load))?);
-        Ok::<_, io::Error>(Core { number, handle, load })
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .event_interval(EVENT_INTERVAL)
+            .on_thread_park(spin::before_sleep)
+            .on_thread_unpark(spin::after_sleep)
+            .build()?;
+        let core = Core {
+            number,
+            handle: runtime.handle().clone(),
+            load: Arc::new(Load::new()),
+            polls: Arc::default(),
+        };
+        running.push(Running::start(runtime, core.clone(), busy_poll)?);
+        Ok::<_, io::Error>(core)
     })?;
     let cores = Arc::new(cores);
     Ok((Cores { cores }, Threads { running }))
-}
-
-fn runtime(load: &Arc<Load>) -> io::Result<Runtime> {
-    let (rests, wakes) = (Arc::clone(load), Arc::clone(load));
-    Builder::new_current_thread()
-        .enable_all()
-        .on_thread_park(move || rests.rests())
-        .on_thread_unpark(move || wakes.wakes())
-        .build()
 }
 
 impl Cores {
@@ -87,6 +96,11 @@ impl Cores {
     /// For each core, how many connections another core has accepted for it.
     pub fn handed_over(&self) -> impl Iterator<Item = u64> {
         self.cores.iter().map(|core| core.load.handed_over())
+    }
+
+    /// For each core, what its polling has come to.
+    pub fn busy_polls(&self) -> impl Iterator<Item = BusyPolls> {
+        self.cores.iter().map(|core| core.polls.read())
     }
 
     /// Chooses the core on which a pod's connections are accepted: one that has the fewest pods, and of those the one
@@ -225,20 +239,22 @@ struct Running {
 }
 
 impl Running {
-    fn start(number: usize, runtime: Runtime, load: Arc<Load>) -> io::Result<Self> {
+    fn start(runtime: Runtime, core: Core, busy_poll: Duration) -> io::Result<Self> {
         let (stop, stopped) = oneshot::channel::<()>();
         let (ends, ended) = mpsc::channel();
-        thread::Builder::new()
-            .name(format!("ztunnel-{number}"))
-            .spawn(move || {
-                HERE.set(number);
-                load.wakes();
+        let name = format!("ztunnel-{}", core.number);
+        let run = move || {
+            HERE.set(core.number);
+            spin::begin(core.load, core.polls, busy_poll);
+            runtime.block_on(async {
+                spin::arm().await;
                 // Nothing is ever sent.
-                let _ = runtime.block_on(stopped);
-                drop(runtime);
-                load.rests();
-                drop::<mpsc::Sender<()>>(ends);
-            })?;
+                let _ = stopped.await;
+            });
+            drop(runtime);
+            drop::<mpsc::Sender<()>>(ends);
+        };
+        thread::Builder::new().name(name).spawn(run)?;
         Ok(Self { stop, ended })
     }
 }

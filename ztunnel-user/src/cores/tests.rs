@@ -2,6 +2,8 @@
 
 use std::{
     collections::HashSet,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
     sync::atomic::{AtomicBool, Ordering},
     thread::ThreadId,
 };
@@ -38,7 +40,7 @@ fn becomes_true(mut look: impl FnMut() -> bool) -> bool {
 
 #[test]
 fn each_core_is_a_thread_that_knows_its_number_and_keeps_its_tasks() {
-    let (cores, running) = start(3).unwrap();
+    let (cores, running) = start(3, Duration::ZERO).unwrap();
     let first = threads(&cores);
     assert_eq!(
         first.iter().map(|(number, _)| *number).collect::<Vec<_>>(),
@@ -53,7 +55,7 @@ fn each_core_is_a_thread_that_knows_its_number_and_keeps_its_tasks() {
 
 #[test]
 fn what_is_made_for_each_core_is_used_by_that_core_alone() {
-    let (cores, running) = start(2).unwrap();
+    let (cores, running) = start(2, Duration::ZERO).unwrap();
     let mut next = 0;
     let numbered = Arc::new(PerCore::new(&cores, || {
         next += 1;
@@ -73,14 +75,14 @@ fn what_is_made_for_each_core_is_used_by_that_core_alone() {
 
 #[test]
 fn no_core_at_all_is_one() {
-    let (cores, running) = start(0).unwrap();
+    let (cores, running) = start(0, Duration::ZERO).unwrap();
     assert_eq!(cores.handles().count(), 1);
     running.shutdown(Duration::from_secs(10));
 }
 
 #[test]
 fn pods_are_spread_over_the_cores_and_leave_their_place() {
-    let (cores, running) = start(2).unwrap();
+    let (cores, running) = start(2, Duration::ZERO).unwrap();
     let (first, second) = (cores.settle(), cores.settle());
     assert_ne!(first.core.number, second.core.number);
     let left = first.core.number;
@@ -91,7 +93,7 @@ fn pods_are_spread_over_the_cores_and_leave_their_place() {
 
 #[test]
 fn a_core_at_work_gives_what_it_accepts_to_one_that_rests() {
-    let (cores, running) = start(2).unwrap();
+    let (cores, running) = start(2, Duration::ZERO).unwrap();
     let home = cores.settle();
     assert!(home.place(1).elsewhere().is_none(), "nobody has anything to do");
     let working = Arc::new(AtomicBool::new(true));
@@ -123,7 +125,7 @@ fn shutting_down_drops_every_task_and_waits_for_none_that_blocks() {
             self.0.store(true, Ordering::SeqCst);
         }
     }
-    let (cores, running) = start(2).unwrap();
+    let (cores, running) = start(2, Duration::ZERO).unwrap();
     let dropped = Arc::new(AtomicBool::new(false));
     let flag = Flag(Arc::clone(&dropped));
     let (blocked, is_blocked) = mpsc::channel();
@@ -144,4 +146,66 @@ fn shutting_down_drops_every_task_and_waits_for_none_that_blocks() {
     assert!(started.elapsed() >= Duration::from_millis(200), "it did wait");
     assert!(started.elapsed() < Duration::from_secs(5), "but not for ever");
     drop(release);
+}
+
+/// A core that answers what comes in on a connection, and the other end of it.
+fn answering(cores: &Cores) -> TcpStream {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (server, _) = listener.accept().unwrap();
+    server.set_nonblocking(true).unwrap();
+    let answer = async move {
+        let server = tokio::net::TcpStream::from_std(server).unwrap();
+        let mut message = [0; 64];
+        while server.readable().await.is_ok() {
+            match server.try_read(&mut message) {
+                Ok(0) => break,
+                Ok(count) => {
+                    spin::moved(count);
+                    server.try_write(&message[..count]).unwrap();
+                }
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        }
+    };
+    drop(cores.handles().next().unwrap().spawn(answer));
+    client
+}
+
+fn looks(cores: &Cores) -> u64 {
+    let looks = |polls: BusyPolls| polls.hits + polls.misses + polls.yields;
+    cores.busy_polls().map(looks).sum()
+}
+
+#[test]
+fn a_core_looks_for_more_while_somebody_talks_and_sleeps_when_nobody_does() {
+    let (cores, running) = start(1, Duration::from_micros(100)).unwrap();
+    let mut client = answering(&cores);
+    assert_eq!(looks(&cores), 0, "nothing was moved");
+    let talks = || {
+        client.write_all(b"what now?").unwrap();
+        client.read_exact(&mut [0; 9]).unwrap();
+        looks(&cores) > 100
+    };
+    assert!(becomes_true(talks));
+    let settles = || {
+        let before = cores.busy_polls().next();
+        // Many times as long as it may look.
+        thread::sleep(Duration::from_millis(20));
+        cores.busy_polls().next() == before
+    };
+    assert!(becomes_true(settles));
+    running.shutdown(Duration::from_secs(10));
+}
+
+#[test]
+fn a_core_that_may_not_look_sleeps_at_once() {
+    let (cores, running) = start(1, Duration::ZERO).unwrap();
+    let mut client = answering(&cores);
+    for _ in 0..1000 {
+        client.write_all(b"what now?").unwrap();
+        client.read_exact(&mut [0; 9]).unwrap();
+    }
+    assert_eq!(looks(&cores), 0);
+    running.shutdown(Duration::from_secs(10));
 }

@@ -12,6 +12,7 @@ use tokio::time::{Sleep, sleep};
 use super::carry::Carry;
 use super::side::{Gone, PullGone, SideIo};
 use super::{HalfEnd, Loss, RelayEnd, RelayError, Side};
+use crate::cores::spin;
 use crate::hbone::Pulled;
 use crate::telemetry::Counters;
 
@@ -85,6 +86,7 @@ impl Half {
             while !self.carry.is_empty() {
                 let count = ready!(to.poll_write(cx, &mut self.carry)).map_err(Broken::Receiver)?;
                 counter.fetch_add(u64::try_from(count).unwrap_or_default(), Ordering::Relaxed);
+                spin::moved(count);
                 from.passed_on(count);
                 turn += count;
             }
@@ -109,6 +111,7 @@ impl Half {
                 match pulled.map_err(Broken::from)? {
                     Some(Pulled::Bytes(count)) => {
                         counter.fetch_add(u64::try_from(count).unwrap_or_default(), Ordering::Relaxed);
+                        spin::moved(count);
                         from.was_pulled(count);
                         turn += count;
                     }

@@ -10,7 +10,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use tokio::runtime::{Handle, RuntimeMetrics};
 
-use crate::cores::Cores;
+use crate::cores::{Cores, spin::BusyPolls};
 
 /// Open files of this process, and how many it may have.
 #[derive(Debug)]
@@ -123,25 +123,64 @@ impl Collector for Workers {
                 .encode_family(&[("runtime", *name)])?
                 .encode_gauge(&i64::try_from(sum).unwrap_or(i64::MAX))?;
         }
-        let labels = |worker: usize| [("runtime", (*name).to_owned()), ("worker", worker.to_string())];
         for (metric, help, value) in OF_WORKER {
             let mut family = encoder.encode_descriptor(metric, help, None, MetricType::Gauge)?;
             for (worker, metrics) in metrics.iter().enumerate() {
                 family
-                    .encode_family(&labels(worker))?
+                    .encode_family(&labels(name, worker))?
                     .encode_gauge(&value(metrics))?;
             }
         }
-        let help = "Connections that a worker carries and another has accepted.";
-        let mut family = encoder.encode_descriptor(HANDOVERS, help, None, MetricType::Counter)?;
-        for (worker, count) in cores.handed_over().enumerate() {
-            ConstCounter::new(count).encode(family.encode_family(&labels(worker))?)?;
-        }
-        Ok(())
+        encode_handovers(&mut encoder, name, cores)?;
+        let polls: Vec<BusyPolls> = cores.busy_polls().collect();
+        encode_polls(&mut encoder, name, &polls)?;
+        encode_polling(&mut encoder, name, &polls)
     }
 }
 
-const HANDOVERS: &str = "ztunnel_worker_handovers";
+fn labels(runtime: &str, worker: usize) -> [(&'static str, String); 2] {
+    [("runtime", runtime.to_owned()), ("worker", worker.to_string())]
+}
+
+fn encode_handovers(encoder: &mut DescriptorEncoder<'_>, name: &str, cores: &Cores) -> fmt::Result {
+    let help = "Connections that a worker carries and another has accepted.";
+    let metric = "ztunnel_worker_handovers";
+    let mut family = encoder.encode_descriptor(metric, help, None, MetricType::Counter)?;
+    for (worker, count) in cores.handed_over().enumerate() {
+        ConstCounter::new(count).encode(family.encode_family(&labels(name, worker))?)?;
+    }
+    Ok(())
+}
+
+fn encode_polls(encoder: &mut DescriptorEncoder<'_>, name: &str, polls: &[BusyPolls]) -> fmt::Result {
+    let help = "Times that a worker looked for its next message before it would sleep, by what came of it.";
+    let metric = "ztunnel_worker_busy_polls";
+    let mut family = encoder.encode_descriptor(metric, help, None, MetricType::Counter)?;
+    for (worker, polls) in polls.iter().enumerate() {
+        let outcomes = [
+            ("hit", polls.hits),
+            ("missed", polls.misses),
+            ("yielded", polls.yields),
+        ];
+        for (outcome, count) in outcomes {
+            let [runtime, worker] = labels(name, worker);
+            let labels = [runtime, worker, ("outcome", outcome.to_owned())];
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn encode_polling(encoder: &mut DescriptorEncoder<'_>, name: &str, polls: &[BusyPolls]) -> fmt::Result {
+    let help = "Time that a worker spent looking for its next message before it would sleep.";
+    let metric = "ztunnel_worker_busy_poll_seconds";
+    let mut family = encoder.encode_descriptor(metric, help, None, MetricType::Counter)?;
+    for (worker, polls) in polls.iter().enumerate() {
+        let time = ConstCounter::new(polls.time.as_secs_f64());
+        time.encode(family.encode_family(&labels(name, worker))?)?;
+    }
+    Ok(())
+}
 
 #[cfg(test)]
 mod tests {

@@ -296,7 +296,7 @@ async fn every_metric_has_somebody_who_moves_it() {
     telemetry.pods().started();
     telemetry.pods().set_pending(2);
     telemetry.watch_kernel(Arc::new(Fixed));
-    let (cores, _threads) = cores::start(2).unwrap();
+    let (cores, _threads) = cores::start(2, Duration::ZERO).unwrap();
     telemetry.watch_cores("workers", &cores);
     let (gone, output) = std::io::pipe().unwrap();
     drop(gone);
@@ -325,6 +325,8 @@ async fn every_metric_has_somebody_who_moves_it() {
         ("ztunnel_kernel_counters", "counter", 5.0),
         ("tokio_num_workers", "gauge", 2.0),
         ("ztunnel_worker_handovers", "counter", 0.0),
+        ("ztunnel_worker_busy_polls", "counter", 0.0),
+        ("ztunnel_worker_busy_poll_seconds", "counter", 0.0),
     ];
     for (name, kind, value) in expected {
         assert_eq!(scrape.types.get(name).map(String::as_str), Some(kind), "{name}");
