@@ -22,8 +22,8 @@ const PATIENCE: u64 = 4;
 const SHORTEST: u64 = 20_000;
 /// The first rest after somebody else ran for long. It doubles, up to the longest, if that happens again within so many
 /// rests.
-const FIRST_REST: u64 = 10_000_000;
-const LONGEST_REST: u64 = 1_280_000_000;
+const FIRST_REST: u64 = 1_000_000;
+const LONGEST_REST: u64 = 16_000_000;
 const AGAIN_WITHIN: u64 = 8;
 
 /// All times are nanoseconds.
