@@ -21,6 +21,7 @@ use super::incoming::Incoming;
 use super::keepalive::{Beat, Keepalive};
 use super::link::{Guard, Link, Opened};
 use super::tunnel::{Arrived, Role, Tunnel};
+use crate::cores::spin;
 
 /// Sizes of the read buffer, bytes. A read that fills its buffer earns the next larger one.
 const SIZES: [usize; 4] = [4 << 10, 32 << 10, 128 << 10, 256 << 10];
@@ -269,6 +270,7 @@ where
             }
             Poll::Ready(Ok(count)) => {
                 self.adapt(count);
+                spin::moved(count);
                 self.rest.busy = true;
                 self.take_in()?;
                 Ok(Poll::Ready(count >= room.min(size)))
