@@ -296,6 +296,7 @@ where
     fn take_in(&mut self) -> Result<(), Broken> {
         let tunnel = Arc::clone(&self.tunnel);
         let mut core = tunnel.lock();
+        let buffer = self.received.capacity();
         loop {
             match self.guard.open(&mut self.received)? {
                 Opened::Data(mut data) => {
@@ -313,10 +314,14 @@ where
                 Opened::Answer(record) => self.outgoing.answers.extend(record),
                 Opened::Closed => {
                     self.ended = true;
+                    core.settle(buffer);
                     drop(core);
                     return self.peer_ended();
                 }
-                Opened::Incomplete => return Ok(()),
+                Opened::Incomplete => {
+                    core.settle(buffer);
+                    return Ok(());
+                }
             }
         }
     }
@@ -355,6 +360,13 @@ where
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(())) | Err(_) => Pin::new(&mut self.io).poll_shutdown(cx).map(drop),
         }
+    }
+
+    /// Memory of the buffers, bytes.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        let answers = self.outgoing.first.capacity() + self.outgoing.answers.capacity();
+        self.received.capacity() + self.outgoing.batch.capacity() + answers + self.tunnel.lock().spare()
     }
 
     /// Arms the timer that gives memory back, or gives it back.
