@@ -2,10 +2,14 @@
 
 mod batch;
 mod cuts;
+mod ends;
+mod faults;
+mod floods;
 mod memory;
 mod parsers;
 mod pool;
 mod raw;
+mod records;
 mod server;
 mod turns;
 mod windows;
