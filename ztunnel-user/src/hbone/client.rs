@@ -237,9 +237,10 @@ fn refused(error: HboneError) -> RequestFailure {
 
 fn lost(end: StreamEnd) -> RequestFailure {
     let (why, again) = match end {
-        StreamEnd::Reset(Reason::REFUSED_STREAM) => {
-            (Arc::new(Broken::Reset(Reason::REFUSED_STREAM)), Again::Unprocessed)
-        }
+        StreamEnd::Reset(Reason::REFUSED_STREAM) => (
+            Arc::new(Broken::Reset(Reason::REFUSED_STREAM)),
+            Again::Unprocessed,
+        ),
         StreamEnd::Reset(reason) => (Arc::new(Broken::Reset(reason)), Again::No),
         StreamEnd::Closed => (Arc::new(Broken::Reset(Reason::CANCEL)), Again::No),
         StreamEnd::Lost(why) => {

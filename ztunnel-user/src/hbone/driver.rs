@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::io::poll_read_buf;
 
 use super::batch::Batch;
@@ -29,6 +29,9 @@ const SIZES: [usize; 4] = [4 << 10, 32 << 10, 128 << 10, 256 << 10];
 const SMALL_READS: u8 = 8;
 /// Memory that is unused for so long is given back.
 const REST: Duration = Duration::from_secs(1);
+/// How long a peer may take to read our last words and to close its side. Before that the socket must not be closed: with
+/// bytes of the peer unread in it, the kernel would throw away what it has not delivered of ours.
+const LINGER: Duration = Duration::from_secs(10);
 /// Memory below this is not worth a timer, bytes.
 const LITTLE: usize = 16 << 10;
 
@@ -64,7 +67,15 @@ pub(super) struct Driver<IO> {
     ended: bool,
     settled: bool,
     outgoing: Outgoing,
+    linger: Option<Pin<Box<Sleep>>>,
     rest: Rest,
+}
+
+/// Whoever drives a tunnel no further has ended it.
+impl<IO> Drop for Driver<IO> {
+    fn drop(&mut self) {
+        self.tunnel.lock().end(&Arc::new(Broken::Over));
+    }
 }
 
 /// What is being written.
@@ -83,10 +94,12 @@ struct Outgoing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Closing {
     No,
-    /// The last record is queued.
+    /// The last frame is queued.
     Last,
-    /// The socket was told.
-    Done,
+    /// The last record is queued: nothing more is sealed.
+    Sealed,
+    /// The socket was told. What the peer still sends is no longer read.
+    Told,
 }
 
 /// Gives memory back after the last burst.
@@ -127,6 +140,7 @@ where
                 written: 0,
                 closing: Closing::No,
             },
+            linger: None,
             rest: Rest::default(),
         }
     }
@@ -149,7 +163,12 @@ where
                 self.tunnel.lock().end(&Arc::new(Broken::Over));
                 Ok(Event::Ended)
             }
-            Err(why) => Err(self.give_up(cx, why)),
+            Err(why) => {
+                if matches!(why, Broken::Io(_)) {
+                    self.last_words(cx);
+                }
+                Err(self.give_up(cx, why))
+            }
         })
     }
 
@@ -162,25 +181,18 @@ where
                 if let Some(arrived) = core.next_arrived() {
                     return Poll::Ready(Ok(Event::Arrived(arrived)));
                 }
-                if self.ended && core.is_done() {
-                    return Poll::Ready(Ok(Event::Ended));
-                }
                 if core.is_done() && self.outgoing.closing == Closing::No {
                     core.say_goodbye(Reason::NO_ERROR);
                     self.outgoing.closing = Closing::Last;
                 }
             }
             let flushed = self.poll_write(cx)?;
+            if self.outgoing.closing != Closing::No {
+                return self.poll_close(cx, flushed).map_ok(|()| Event::Ended);
+            }
             if !self.settled && self.tunnel.lock().is_settled() {
                 self.settled = true;
                 return Poll::Ready(Ok(Event::Settled));
-            }
-            if self.outgoing.closing == Closing::Last && flushed.is_ready() {
-                self.outgoing.closing = Closing::Done;
-                let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
-            }
-            if self.outgoing.closing == Closing::Done {
-                return Poll::Ready(Ok(Event::Ended));
             }
             if let Poll::Ready(beat) = self.poll_beat(cx)? {
                 return Poll::Ready(Ok(beat));
@@ -202,7 +214,42 @@ where
         }
     }
 
+    /// At the end: when the last words have left tells the socket, and waits until the peer has closed its side too.
+    fn poll_close(&mut self, cx: &mut Context<'_>, flushed: Poll<()>) -> Poll<Result<(), Broken>> {
+        let timer = self.linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        if timer.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        // A peer that first has to be rid of what it sends may read then.
+        while !self.ended {
+            self.received.clear();
+            self.received.reserve(SIZES[0]);
+            match poll_read_buf(Pin::new(&mut self.io), cx, &mut self.received)? {
+                Poll::Ready(count) => self.ended = count == 0,
+                Poll::Pending => break,
+            }
+        }
+        ready!(flushed);
+        if self.outgoing.closing != Closing::Told {
+            let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
+            self.outgoing.closing = Closing::Told;
+        }
+        if self.ended {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
+    }
+
+    /// What has come before the socket was lost is there all the same, ends of streams perhaps.
+    fn last_words(&mut self, cx: &mut Context<'_>) {
+        while let Ok(Poll::Ready(_)) = self.poll_receive(cx) {}
+    }
+
     fn poll_beat(&mut self, cx: &mut Context<'_>) -> Result<Poll<Event>, Broken> {
+        if self.ended {
+            return Ok(Poll::Pending);
+        }
         match self.keepalive.poll(cx, &self.tunnel) {
             Poll::Ready(Beat::Alive) => Ok(Poll::Ready(Event::Alive)),
             Poll::Ready(Beat::Dead) => Err(Broken::Dead),
@@ -224,17 +271,20 @@ where
             if outgoing.is_empty() {
                 outgoing.clear();
                 outgoing.first.append(&mut outgoing.answers);
-                if tunnel.lock().take_batch(&mut outgoing.batch) {
+                let seals = matches!(outgoing.closing, Closing::No | Closing::Last);
+                if seals && tunnel.lock().take_batch(&mut outgoing.batch) {
                     rest.busy = true;
                     if let Some(first) = guard.seal(&mut outgoing.batch)? {
                         outgoing.first.extend(first);
                     }
-                } else if outgoing.first.is_empty() {
-                    return Ok(Poll::Ready(()));
                 }
                 if outgoing.closing == Closing::Last {
+                    outgoing.closing = Closing::Sealed;
                     let last = guard.close()?;
                     outgoing.batch.append_sealed(&last);
+                }
+                if outgoing.is_empty() {
+                    return Ok(Poll::Ready(()));
                 }
             }
             while let Some(next) = outgoing.next() {
@@ -254,7 +304,9 @@ where
             return Ok(Poll::Pending);
         }
         if std::mem::take(&mut self.has_leftover) {
+            // What it asks for comes before a read that may have to wait.
             self.take_in()?;
+            return Ok(Poll::Ready(false));
         }
         let size = SIZES.get(self.size).copied().unwrap_or(SIZES[0]);
         if self.received.capacity() - self.received.len() < size.div_ceil(2) {
@@ -298,8 +350,12 @@ where
     fn take_in(&mut self) -> Result<(), Broken> {
         let tunnel = Arc::clone(&self.tunnel);
         let mut core = tunnel.lock();
+        let buffer = self.received.capacity();
         loop {
-            match self.guard.open(&mut self.received)? {
+            match self
+                .guard
+                .open(&mut self.received, !self.outgoing.answers.is_empty())?
+            {
                 Opened::Data(mut data) => {
                     if !self.preface.is_empty() {
                         let (now, later) = self.preface.split_at(self.preface.len().min(data.len()));
@@ -315,10 +371,14 @@ where
                 Opened::Answer(record) => self.outgoing.answers.extend(record),
                 Opened::Closed => {
                     self.ended = true;
+                    core.settle(buffer);
                     drop(core);
                     return self.peer_ended();
                 }
-                Opened::Incomplete => return Ok(()),
+                Opened::Incomplete => {
+                    core.settle(buffer);
+                    return Ok(());
+                }
             }
         }
     }
@@ -326,7 +386,7 @@ where
     /// The peer sends no more. In order only if there is nothing it leaves behind.
     fn peer_ended(&self) -> Result<(), Broken> {
         let mut core = self.tunnel.lock();
-        if !self.preface.is_empty() || !self.incoming.is_between_frames() || !core.streams.is_empty() {
+        if !self.preface.is_empty() || !self.incoming.is_between_frames() || core.has_open_streams() {
             return Err(Broken::Closed);
         }
         core.peer_left();
@@ -341,6 +401,13 @@ where
             Broken::Dead | Broken::Drained => Some(Reason::NO_ERROR),
             _ => None,
         };
+        if let Broken::Record(error) = &why
+            && let Some(alert) = self.guard.alert(error)
+        {
+            self.outgoing.answers.extend(alert);
+            self.outgoing.closing = Closing::Sealed;
+            let _ = self.poll_write(cx);
+        }
         let why = Arc::new(why);
         self.tunnel.lock().end(&why);
         if let (Some(reason), Closing::No) = (reason, self.outgoing.closing) {
@@ -359,6 +426,13 @@ where
         }
     }
 
+    /// Memory of the buffers, bytes.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        let answers = self.outgoing.first.capacity() + self.outgoing.answers.capacity();
+        self.received.capacity() + self.outgoing.batch.capacity() + answers + self.tunnel.lock().spare()
+    }
+
     /// Arms the timer that gives memory back, or gives it back.
     fn poll_rest(&mut self, cx: &mut Context<'_>) {
         loop {
@@ -366,7 +440,8 @@ where
                 if !self.rest.busy {
                     return;
                 }
-                let spare = self.received.capacity() + self.outgoing.batch.capacity() + self.tunnel.lock().spare();
+                let spare =
+                    self.received.capacity() + self.outgoing.batch.capacity() + self.tunnel.lock().spare();
                 if spare < LITTLE {
                     return;
                 }

@@ -197,9 +197,11 @@ pub(super) fn settings(settings: &[(u16, u32)]) -> Vec<u8> {
 
 /// The pairs of a SETTINGS payload, whose length is a multiple of 6.
 pub(super) fn read_settings(payload: &[u8]) -> impl Iterator<Item = (u16, u32)> {
-    payload.as_chunks::<6>().0.iter().map(|&[a, b, c, d, e, f]| {
-        (u16::from_be_bytes([a, b]), u32::from_be_bytes([c, d, e, f]))
-    })
+    payload
+        .as_chunks::<6>()
+        .0
+        .iter()
+        .map(|&[a, b, c, d, e, f]| (u16::from_be_bytes([a, b]), u32::from_be_bytes([c, d, e, f])))
 }
 
 /// The first four bytes as a number, without the reserved bit; `None` if there are fewer.

@@ -118,7 +118,10 @@ impl Incoming {
 
     fn begin(&mut self, head: Head, core: &mut Core) -> Result<(), Fault> {
         if head.length > MAX_FRAME {
-            return Err(Fault::new(Reason::FRAME_SIZE_ERROR, "a frame longer than announced"));
+            return Err(Fault::new(
+                Reason::FRAME_SIZE_ERROR,
+                "a frame longer than announced",
+            ));
         }
         let continues = self.block.as_ref().map(|block| block.stream);
         let expected = match continues {
@@ -133,9 +136,14 @@ impl Incoming {
         }
         match head.kind {
             kind::DATA => core.data_begins(head)?,
-            kind::HEADERS | kind::CONTINUATION => {}
+            kind::HEADERS | kind::CONTINUATION
+                if usize::try_from(head.length).is_ok_and(|it| it <= MAX_BLOCK) => {}
+            kind::HEADERS | kind::CONTINUATION => return Err(too_long()),
             _ if head.length > MAX_CONTROL => {
-                return Err(Fault::new(Reason::ENHANCE_YOUR_CALM, "a control frame that is too long"));
+                return Err(Fault::new(
+                    Reason::ENHANCE_YOUR_CALM,
+                    "a control frame that is too long",
+                ));
             }
             _ => {}
         }
@@ -147,7 +155,11 @@ impl Incoming {
         self.frame = Some(Frame {
             head,
             left: usize::try_from(head.length).unwrap_or(usize::MAX),
-            padding: if padded { Padding::Unknown } else { Padding::Bytes(0) },
+            padding: if padded {
+                Padding::Unknown
+            } else {
+                Padding::Bytes(0)
+            },
         });
         Ok(())
     }
@@ -187,7 +199,7 @@ impl Incoming {
     fn block_goes_on(&mut self, head: Head, core: &mut Core) -> Result<(), Fault> {
         let too_much = |block: &Block| block.bytes.len() > MAX_BLOCK || block.frames > MAX_CONTINUATIONS;
         if self.block.as_ref().is_some_and(too_much) {
-            return Err(Fault::new(Reason::ENHANCE_YOUR_CALM, "a header block that is too long"));
+            return Err(too_long());
         }
         if !head.has(flag::END_HEADERS) {
             return Ok(());
@@ -197,6 +209,10 @@ impl Incoming {
             None => Ok(()),
         }
     }
+}
+
+fn too_long() -> Fault {
+    Fault::new(Reason::ENHANCE_YOUR_CALM, "a header block that is too long")
 }
 
 /// The header block in the payload of HEADERS, without padding and priority.

@@ -5,7 +5,7 @@ use bytes::BytesMut;
 
 use super::batch::{Batch, Overhead};
 use super::error::Broken;
-use crate::tls::{Content, Opener, Records, Sealer, Session};
+use crate::tls::{Content, Opener, RecordError, Records, Sealer, Session};
 
 /// The connection.
 #[derive(Debug)]
@@ -102,14 +102,24 @@ impl Guard {
         }
     }
 
-    /// Opens the first record of `received`, and takes it out.
-    pub(super) fn open(&mut self, received: &mut BytesMut) -> Result<Opened, Broken> {
+    /// Opens the first record of `received`, and takes it out. One answer is enough for any number of requests for
+    /// a new key that come before it has left (RFC 8446, 4.6.3): `owes` says that one waits.
+    pub(super) fn open(&mut self, received: &mut BytesMut, owes: bool) -> Result<Opened, Broken> {
         match self {
-            Self::Tls(keys) => keys.open(received),
+            Self::Tls(keys) => keys.open(received, owes),
             #[cfg(test)]
             Self::Plain if received.is_empty() => Ok(Opened::Incomplete),
             #[cfg(test)]
             Self::Plain => Ok(Opened::Data(received.split())),
+        }
+    }
+
+    /// What the peer is told of a record that cannot be read. Nothing more can be sealed then.
+    pub(super) fn alert(&mut self, error: &RecordError) -> Option<Vec<u8>> {
+        match self {
+            Self::Tls(keys) => keys.sealer.alert(error),
+            #[cfg(test)]
+            Self::Plain => None,
         }
     }
 
@@ -124,7 +134,7 @@ impl Guard {
 }
 
 impl Keys {
-    fn open(&mut self, received: &mut BytesMut) -> Result<Opened, Broken> {
+    fn open(&mut self, received: &mut BytesMut, owes: bool) -> Result<Opened, Broken> {
         let length = match Opener::record_len(received)? {
             Some(length) if length <= received.len() => length,
             _ => return Ok(Opened::Incomplete),
@@ -140,7 +150,7 @@ impl Keys {
             Content::Closed => Opened::Closed,
             Content::KeyUpdate { requested } => {
                 self.session.peer_renewed(&mut self.opener)?;
-                if requested {
+                if requested && !owes {
                     Opened::Answer(self.session.renew(&mut self.sealer)?)
                 } else {
                     Opened::Nothing

@@ -143,7 +143,10 @@ impl ConnectRequest {
         let authority = fields.authority.as_deref().unwrap_or_default();
         Ok(Self {
             authority: authority.parse()?,
-            baggage: fields.baggage.as_deref().map(|value| owned_baggage(Baggage::parse(value))),
+            baggage: fields
+                .baggage
+                .as_deref()
+                .map(|value| owned_baggage(Baggage::parse(value))),
             forwarded: fields.forwarded.as_deref().map(|value| {
                 let Forwarded { client, host } = Forwarded::parse(value);
                 Forwarded {
@@ -230,7 +233,8 @@ impl ConnectHead {
 
 /// Whether text can be a field's value (RFC 9110, 5.5): what cannot is never sent.
 fn is_field_value(text: &str) -> bool {
-    text.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte))
+    text.bytes()
+        .all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte))
 }
 
 /// The baggage of a 200: the destination's metadata, if we know it.

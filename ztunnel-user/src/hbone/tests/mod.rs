@@ -1,8 +1,18 @@
 //! Both roles against peers made by hand of the plain `h2` library, over in-memory pipes with virtual time.
 
+mod batch;
+mod cuts;
+mod ends;
+mod faults;
+mod floods;
+mod memory;
 mod parsers;
 mod pool;
+mod raw;
+mod records;
 mod server;
+mod turns;
+mod windows;
 mod wire;
 
 use std::collections::VecDeque;
@@ -16,7 +26,7 @@ use h2::server::SendResponse;
 use http::{Request, Response, StatusCode};
 use tokio::io::{DuplexStream, duplex};
 
-use super::{Authority, ConnectHead, Dialer, Link, HbonePool, PoolConfig, TunnelKey};
+use super::{Authority, ConnectHead, Dialer, HbonePool, Link, PoolConfig, TunnelKey};
 use crate::identity::spiffe::SpiffeId;
 use crate::reason::{CloseDetail, CloseReason};
 
@@ -65,7 +75,8 @@ impl Dialer for Peers {
         self.dials.fetch_add(1, Ordering::SeqCst);
         tokio::task::yield_now().await;
         let next = self.ready.lock().unwrap().pop_front();
-        next.map(Link::plain).ok_or_else(|| CloseReason::ConnectFailed.with("no such peer"))
+        next.map(Link::plain)
+            .ok_or_else(|| CloseReason::ConnectFailed.with("no such peer"))
     }
 }
 

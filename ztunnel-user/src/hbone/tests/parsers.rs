@@ -2,12 +2,11 @@
 
 use std::net::SocketAddr;
 
-
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::hbone::headers::{Baggage, Forwarded, TraceParent, WorkloadKind};
-use crate::hbone::{Fields, Authority, ConnectHead, ConnectRequest, RequestError};
+use crate::hbone::{Authority, ConnectHead, ConnectRequest, Fields, RequestError};
 use crate::reason::CloseReason;
 
 #[test]

@@ -404,7 +404,10 @@ async fn ends_that_peers_mean_well_are_no_resets() {
         }
         match end {
             Err(StreamEnd::Closed) => assert!(well_meant, "{reason}"),
-            Err(StreamEnd::Reset(found)) => assert!(!well_meant && found == crate::hbone::Reason(reason.into()), "{reason}"),
+            Err(StreamEnd::Reset(found)) => assert!(
+                !well_meant && found == crate::hbone::Reason(reason.into()),
+                "{reason}"
+            ),
             other => panic!("{reason}: {other:?}"),
         }
     }

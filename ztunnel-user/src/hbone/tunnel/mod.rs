@@ -5,6 +5,8 @@
 //! place: bytes of an application are read straight into the batch. Everything happens under one lock that is never
 //! held while anything is awaited; on the runtimes of the proxy one core uses a tunnel, and nobody waits for the lock.
 
+mod inbox;
+mod queue;
 mod receive;
 mod send;
 mod stream;
@@ -13,6 +15,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
+use self::queue::Queue;
 pub(super) use self::stream::StreamId;
 use self::stream::{Stream, Streams};
 use super::batch::{Batch, Overhead};
@@ -86,19 +89,17 @@ pub(super) struct Core {
     owed: u32,
     /// What `receive_window` is brought to.
     target_window: u32,
-    /// Streams that wait for `send_window`, in order.
-    want_credit: VecDeque<StreamId>,
-    /// Streams that wait for the next batch: first those that got nothing into this one.
-    want_room: VecDeque<StreamId>,
-    /// Behind them, those that did.
-    want_more_room: VecDeque<StreamId>,
-    /// Number of the batch that is being filled.
-    batch: u64,
-    /// What each stream may put into it, bytes.
+    /// Streams that wait for `send_window`.
+    want_credit: Queue,
+    /// Streams that wait for the next batch.
+    want_room: Queue,
+    /// What each stream may put into the batch that is being filled, bytes.
     share: usize,
     /// The highest stream of the peer that was seen, or the next of ours.
     last: u32,
     arrived: VecDeque<Arrived>,
+    /// Streams for which the read that is being taken in brought bytes.
+    touched: Vec<StreamId>,
     /// Streams below or at this are still answered, as the peer has said goodbye.
     goodbye: Option<u32>,
     leaving: Leaving,
@@ -114,7 +115,8 @@ pub(super) struct Core {
 impl std::fmt::Debug for Core {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut core = f.debug_struct("Core");
-        core.field("role", &self.role).field("streams", &self.streams.len());
+        core.field("role", &self.role)
+            .field("streams", &self.streams.len());
         core.field("end", &self.end).finish_non_exhaustive()
     }
 }
@@ -158,16 +160,15 @@ impl Tunnel {
             receive_window: window.into(),
             owed: 0,
             target_window: window,
-            want_credit: VecDeque::new(),
-            want_room: VecDeque::new(),
-            want_more_room: VecDeque::new(),
-            batch: 1,
+            want_credit: Queue::new(),
+            want_room: Queue::new(),
             share: BATCH,
             last: match role {
                 Role::Client => 1,
                 Role::Server => 0,
             },
             arrived: VecDeque::new(),
+            touched: Vec::new(),
             goodbye: None,
             leaving: Leaving::No,
             pong: false,
@@ -214,9 +215,20 @@ impl Core {
         self.end.is_some() || self.goodbye.is_some()
     }
 
-    /// The next request.
+    /// The next request. One that was reset before anybody looked at it is nobody's.
     pub(super) fn next_arrived(&mut self) -> Option<Arrived> {
-        self.arrived.pop_front()
+        while let Some(arrived) = self.arrived.pop_front() {
+            match self.streams.get_mut(arrived.stream) {
+                Some(stream) if stream.is_cut() => self.forget(arrived.stream),
+                _ => return Some(arrived),
+            }
+        }
+        None
+    }
+
+    /// Whether there is a stream of which more is to come, or to go.
+    pub(super) fn has_open_streams(&mut self) -> bool {
+        self.streams.all().any(|stream| !stream.is_over())
     }
 
     /// Whether there is nothing left to do, and the tunnel is to be ended in order.
@@ -235,11 +247,10 @@ impl Core {
         }
         self.out.close();
         std::mem::swap(&mut self.out, empty);
-        self.batch += 1;
-        let waiting = self.want_room.len() + self.want_more_room.len();
-        self.share = (BATCH / waiting.max(1)).max(LEAST_SHARE);
-        for id in self.want_room.drain(..).chain(self.want_more_room.drain(..)) {
+        self.share = (BATCH / self.want_room.len().max(1)).max(LEAST_SHARE);
+        for id in self.want_room.next_round() {
             if let Some(stream) = self.streams.get_mut(id) {
+                stream.room.comes();
                 stream.wake_writer();
             }
         }
@@ -255,6 +266,21 @@ impl Core {
     /// Memory that waits to be used, bytes.
     pub(super) fn spare(&self) -> usize {
         self.out.capacity()
+    }
+
+    /// How many places are taken by streams that wait.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.want_credit.len() + self.want_room.len()
+    }
+
+    /// What the inbox of a stream costs: bytes of its own, and buffers that it keeps.
+    #[cfg(test)]
+    pub(super) fn inbox_cost(&mut self, id: StreamId) -> (usize, usize) {
+        self.streams
+            .get_mut(id)
+            .map(|stream| stream.inbox.cost())
+            .unwrap_or_default()
     }
 
     /// Asks the peer whether it is there.
@@ -305,7 +331,8 @@ impl Core {
     pub(super) fn leave(&mut self) {
         if self.leaving == Leaving::No {
             self.leaving = Leaving::Announced;
-            self.out.append_frame(frame::goaway(frame::MAX_STREAM, Reason::NO_ERROR));
+            self.out
+                .append_frame(frame::goaway(frame::MAX_STREAM, Reason::NO_ERROR));
             self.out.append_frame(frame::ping(false, GOODBYE));
             self.kick();
         }

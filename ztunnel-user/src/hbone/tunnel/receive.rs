@@ -15,7 +15,10 @@ impl Core {
     /// A DATA frame begins: its whole length counts, padding too (RFC 9113, 6.9.1).
     pub(in crate::hbone) fn data_begins(&mut self, head: Head) -> Result<(), Fault> {
         if head.stream == 0 || self.is_idle(head.stream) {
-            return Err(Fault::new(Reason::PROTOCOL_ERROR, "DATA for a stream that was never opened"));
+            return Err(Fault::new(
+                Reason::PROTOCOL_ERROR,
+                "DATA for a stream that was never opened",
+            ));
         }
         let length = i64::from(head.length);
         if length > self.receive_window {
@@ -29,14 +32,14 @@ impl Core {
             return Ok(());
         };
         if !stream.is_open() {
-            if stream.cut.is_none() {
-                self.reset_for(head.stream, Reason::STREAM_CLOSED);
-            }
-            return Ok(());
+            return self.reset_now(head.stream, Reason::STREAM_CLOSED);
+        }
+        if self.role == Role::Client && !stream.answered {
+            // Nobody has said yet that there is a connection that these could be bytes of.
+            return self.reset_now(head.stream, Reason::PROTOCOL_ERROR);
         }
         if length > stream.receive_window {
-            self.reset_for(head.stream, Reason::FLOW_CONTROL_ERROR);
-            return Ok(());
+            return self.reset_now(head.stream, Reason::FLOW_CONTROL_ERROR);
         }
         stream.receive_window -= length;
         Ok(())
@@ -48,8 +51,10 @@ impl Core {
         match self.streams.get_mut(id).filter(|stream| stream.is_open()) {
             Some(stream) => {
                 stream.held += count;
-                stream.inbox.push_back(bytes);
                 stream.wake_reader();
+                if stream.inbox.push(bytes) {
+                    self.touched.push(id);
+                }
             }
             // Nobody will read it.
             None => self.give_back(count),
@@ -60,8 +65,15 @@ impl Core {
     pub(in crate::hbone) fn data_skipped(&mut self, id: StreamId, count: usize) {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         self.give_back(count);
-        if let Some(stream) = self.streams.get_mut(id) {
-            stream.owed += count;
+        self.give_back_stream(id, count);
+    }
+
+    /// A read of at most `buffer` bytes has been taken in.
+    pub(in crate::hbone) fn settle(&mut self, buffer: usize) {
+        for id in self.touched.drain(..) {
+            if let Some(stream) = self.streams.get_mut(id) {
+                stream.inbox.settle(buffer);
+            }
         }
     }
 
@@ -171,7 +183,13 @@ impl Core {
             kind::PING => self.ping(head, payload),
             kind::GOAWAY => self.goaway(head, payload),
             kind::WINDOW_UPDATE => self.window_update(head, payload),
-            kind::PUSH_PROMISE => Err(Fault::new(Reason::PROTOCOL_ERROR, "PUSH_PROMISE, which we forbade")),
+            kind::PUSH_PROMISE => Err(Fault::new(
+                Reason::PROTOCOL_ERROR,
+                "PUSH_PROMISE, which we forbade",
+            )),
+            kind::PRIORITY if head.stream == 0 => {
+                Err(Fault::new(Reason::PROTOCOL_ERROR, "PRIORITY of no stream"))
+            }
             kind::PRIORITY if payload.len() != 5 => self.reset_now(head.stream, Reason::FRAME_SIZE_ERROR),
             // PRIORITY is only advice, and unknown frames are skipped (RFC 9113, 5.3.2 and 5.5).
             _ => Ok(()),
@@ -204,6 +222,7 @@ impl Core {
         if !payload.len().is_multiple_of(6) {
             return Err(Fault::new(Reason::FRAME_SIZE_ERROR, "SETTINGS of a wrong length"));
         }
+        let mut window = None;
         for (id, value) in frame::read_settings(payload) {
             match id {
                 setting::HEADER_TABLE_SIZE => self.encoder.table_size_changed(),
@@ -211,7 +230,9 @@ impl Core {
                 setting::MAX_CONCURRENT_STREAMS => {
                     self.peer.max_streams = usize::try_from(value).unwrap_or(usize::MAX);
                 }
-                setting::INITIAL_WINDOW_SIZE => self.windows_change(value)?,
+                setting::INITIAL_WINDOW_SIZE if i64::from(value) > MAX_WINDOW => return Err(overflow()),
+                // Once in the end: each change costs a look at every stream.
+                setting::INITIAL_WINDOW_SIZE => window = Some(value),
                 setting::MAX_FRAME_SIZE if !(16_384..=16_777_215).contains(&value) => {
                     return wrong("MAX_FRAME_SIZE out of its bounds");
                 }
@@ -221,16 +242,15 @@ impl Core {
                 _ => {}
             }
         }
+        if let Some(window) = window {
+            self.windows_change(window)?;
+        }
         self.peer.known = true;
         self.queue(frame::settings_ack(), [])
     }
 
     /// Windows of all streams follow the initial window, and may become negative by that (RFC 9113, 6.9.2).
     fn windows_change(&mut self, to: u32) -> Result<(), Fault> {
-        let overflow = || Fault::new(Reason::FLOW_CONTROL_ERROR, "a window larger than 2^31-1");
-        if i64::from(to) > MAX_WINDOW {
-            return Err(overflow());
-        }
         let change = i64::from(to) - i64::from(self.peer.window);
         self.peer.window = to;
         for stream in self.streams.all() {
@@ -295,13 +315,11 @@ impl Core {
             }
             self.send_window += more;
             if self.send_window > MAX_WINDOW {
-                return Err(Fault::new(
-                    Reason::FLOW_CONTROL_ERROR,
-                    "a window larger than 2^31-1",
-                ));
+                return Err(overflow());
             }
-            for id in self.want_credit.drain(..) {
+            for id in self.want_credit.next_round() {
                 if let Some(stream) = self.streams.get_mut(id) {
+                    stream.credit.comes();
                     stream.wake_writer();
                 }
             }
@@ -328,9 +346,11 @@ impl Core {
 
     /// Resets a stream because of what the peer did.
     fn reset_for(&mut self, id: StreamId, reason: Reason) {
-        if let Some(stream) = self.streams.get_mut(id) {
+        if let Some(stream) = self.streams.get_mut(id)
+            && !stream.is_over()
+        {
             stream.received.get_or_insert(Err(StreamEnd::Reset(reason)));
-            stream.cut.get_or_insert(StreamEnd::Reset(reason));
+            stream.cut = Some(StreamEnd::Reset(reason));
             stream.wake_reader();
             stream.wake_writer();
             self.out.append_frame(frame::rst_stream(id, reason));
@@ -363,6 +383,10 @@ impl Core {
         }
         Ok(())
     }
+}
+
+fn overflow() -> Fault {
+    Fault::new(Reason::FLOW_CONTROL_ERROR, "a window larger than 2^31-1")
 }
 
 fn of_length(payload: &[u8], length: usize, what: &'static str) -> Result<(), Fault> {

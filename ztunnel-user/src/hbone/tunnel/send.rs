@@ -6,10 +6,11 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
-use super::stream::{Stream, StreamId, remember};
+use super::stream::{StreamId, remember};
 use super::{BATCH, Core, SMALL_ROOM};
 use crate::hbone::fields::Fields;
 use crate::hbone::frame::{self, Head, Reason, flag, kind};
+use crate::hbone::settings::STREAM_WINDOW;
 use crate::hbone::stream::StreamEnd;
 
 /// A stream that reads no more than this at once may use the room that is kept for such, bytes.
@@ -54,8 +55,16 @@ impl Core {
         let mut parts = block.chunks(self.peer.max_frame).peekable();
         let mut kind = kind::HEADERS;
         while let Some(part) = parts.next() {
-            let last = if parts.peek().is_none() { flag::END_HEADERS } else { 0 };
-            let ends = if end && kind == kind::HEADERS { flag::END_STREAM } else { 0 };
+            let last = if parts.peek().is_none() {
+                flag::END_HEADERS
+            } else {
+                0
+            };
+            let ends = if end && kind == kind::HEADERS {
+                flag::END_STREAM
+            } else {
+                0
+            };
             let head = Head {
                 length: u32::try_from(part.len()).unwrap_or_default(),
                 kind,
@@ -101,7 +110,7 @@ impl Core {
         let Some(stream) = self.streams.get_mut(id) else {
             return Poll::Ready(Err(StreamEnd::Closed));
         };
-        if let Some(bytes) = stream.inbox.pop_front() {
+        if let Some(bytes) = stream.inbox.pop() {
             return Poll::Ready(Ok(Some(bytes)));
         }
         match &stream.received {
@@ -120,14 +129,22 @@ impl Core {
         };
         let count = u32::try_from(count).unwrap_or(u32::MAX).min(stream.held);
         stream.held -= count;
-        stream.owed += count;
-        if stream.owed >= crate::hbone::settings::STREAM_WINDOW / 2 && stream.is_open() {
+        self.give_back_stream(id, count);
+        self.give_back(count);
+    }
+
+    /// Bytes of the peer on a stream that are dealt with: it may send as many again.
+    pub(super) fn give_back_stream(&mut self, id: StreamId, count: u32) {
+        let Some(stream) = self.streams.get_mut(id) else {
+            return;
+        };
+        stream.owed = stream.owed.saturating_add(count);
+        if stream.owed >= STREAM_WINDOW / 2 && stream.is_open() {
             let more = std::mem::take(&mut stream.owed);
             stream.receive_window += i64::from(more);
             self.out.append_frame(frame::window_update(id, more));
             self.kick();
         }
-        self.give_back(count);
     }
 
     /// How many of `want` bytes may be sent now; waits for the first.
@@ -144,30 +161,21 @@ impl Core {
             return Poll::Ready(Err(end.clone()));
         }
         let credit = stream.send_window.min(self.send_window);
-        let served = if stream.batch == self.batch { stream.share } else { 0 };
-        let wait = if stream.send_window <= 0 {
-            None
+        if stream.send_window <= 0 {
+            // The peer's next word on this stream wakes it.
         } else if credit <= 0 {
-            Some(&mut self.want_credit)
+            self.want_credit.wait(id, &mut stream.credit);
         } else {
-            let small = want <= SMALL;
-            let size = if small { BATCH + SMALL_ROOM } else { BATCH };
-            let share = self.share.saturating_sub(served);
+            let size = if want <= SMALL { BATCH + SMALL_ROOM } else { BATCH };
+            let share = self.share.saturating_sub(self.want_room.got(&stream.room));
             let room = self.out.room(size).min(share);
             if room >= want.min(LITTLE) {
                 let credit = usize::try_from(credit).unwrap_or(usize::MAX);
                 return Poll::Ready(Ok(want.min(credit).min(room)));
             }
-            Some(match served {
-                0 => &mut self.want_room,
-                _ => &mut self.want_more_room,
-            })
-        };
-        remember(&mut stream.writer, cx);
-        if let (Some(queue), false) = (wait, stream.queued) {
-            stream.queued = true;
-            queue.push_back(id);
+            self.want_room.wait(id, &mut stream.room);
         }
+        remember(&mut stream.writer, cx);
         Poll::Pending
     }
 
@@ -198,10 +206,8 @@ impl Core {
         self.send_window -= credit;
         if let Some(stream) = self.streams.get_mut(id) {
             stream.send_window -= credit;
-            if stream.batch != self.batch {
-                (stream.batch, stream.share) = (self.batch, 0);
-            }
-            stream.share += count;
+            self.want_credit.serve(&mut stream.credit, count);
+            self.want_room.serve(&mut stream.room, count);
         }
         self.kick();
     }
@@ -241,8 +247,7 @@ impl Core {
         let Some(stream) = self.streams.get_mut(id) else {
             return;
         };
-        let over = stream.cut.is_some() || (stream.ended && matches!(stream.received, Some(Ok(()))));
-        if !over {
+        if !stream.is_over() {
             stream.cut = Some(StreamEnd::Closed);
             stream.received.get_or_insert(Err(StreamEnd::Closed));
             self.out.append_frame(frame::rst_stream(id, reason));
@@ -252,8 +257,10 @@ impl Core {
 
     /// The stream's owner lets go. What it has not read counts as dealt with.
     pub(in crate::hbone) fn forget(&mut self, id: StreamId) {
-        if let Some(Stream { held, .. }) = self.streams.remove(id) {
-            self.give_back(held);
+        if let Some(stream) = self.streams.remove(id) {
+            self.want_credit.leave(id, &stream.credit);
+            self.want_room.leave(id, &stream.room);
+            self.give_back(stream.held);
         }
         if self.streams.is_empty() {
             self.kick();

@@ -1,17 +1,17 @@
 //! What a tunnel knows of one stream. The two ways end on their own; a stream is forgotten when its owner has let go.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::task::{Context, Waker};
-
-use bytes::Bytes;
 
 use super::super::error::Broken;
 use super::super::fields::Fields;
 use super::super::frame::Reason;
 use super::super::settings::STREAM_WINDOW;
 use super::super::stream::StreamEnd;
+use super::inbox::Inbox;
+use super::queue::Turn;
 
 /// Number of a stream in its tunnel.
 pub(crate) type StreamId = u32;
@@ -20,7 +20,7 @@ pub(crate) type StreamId = u32;
 #[derive(Debug)]
 pub(crate) struct Stream {
     /// Bytes that have come and were not read.
-    pub(super) inbox: VecDeque<Bytes>,
+    pub(super) inbox: Inbox,
     /// How the way from the peer ends, behind what is in the inbox.
     pub(super) received: Option<Result<(), StreamEnd>>,
     /// The answer to our request.
@@ -41,18 +41,16 @@ pub(crate) struct Stream {
     /// Reset by either side, or lost: nothing more goes out.
     pub(super) cut: Option<StreamEnd>,
     pub(super) writer: Option<Waker>,
-    /// Waits for credit or for room already.
-    pub(super) queued: bool,
-    /// The batch that it has put something into last.
-    pub(super) batch: u64,
-    /// How much, bytes.
-    pub(super) share: usize,
+    /// Its place among those who wait for the connection's credit.
+    pub(super) credit: Turn,
+    /// Its place among those who wait for room in the batch.
+    pub(super) room: Turn,
 }
 
 impl Stream {
     pub(super) fn new(send_window: u32) -> Self {
         Self {
-            inbox: VecDeque::new(),
+            inbox: Inbox::default(),
             received: None,
             answer: None,
             answered: false,
@@ -64,15 +62,24 @@ impl Stream {
             ended: false,
             cut: None,
             writer: None,
-            queued: false,
-            batch: 0,
-            share: 0,
+            credit: Turn::default(),
+            room: Turn::default(),
         }
     }
 
     /// Whether anything is still expected from the peer.
     pub(super) fn is_open(&self) -> bool {
         self.received.is_none()
+    }
+
+    /// Whether it was reset, or lost.
+    pub(super) fn is_cut(&self) -> bool {
+        self.cut.is_some()
+    }
+
+    /// Whether both ways have ended, in whichever way. What is in the inbox may still be read.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_cut() || (self.ended && matches!(self.received, Some(Ok(()))))
     }
 
     pub(super) fn wake_reader(&mut self) {
@@ -82,7 +89,6 @@ impl Stream {
     }
 
     pub(super) fn wake_writer(&mut self) {
-        self.queued = false;
         if let Some(writer) = self.writer.take() {
             writer.wake();
         }
@@ -98,7 +104,12 @@ impl Stream {
         self.finish(StreamEnd::Lost(Arc::clone(why)));
     }
 
+    /// One that has ended both ways in order is beyond that: its last bytes may still be on their way to a slow
+    /// application.
     fn finish(&mut self, end: StreamEnd) {
+        if self.is_over() {
+            return;
+        }
         self.received.get_or_insert_with(|| Err(end.clone()));
         self.cut.get_or_insert(end);
         self.wake_reader();

@@ -11,6 +11,8 @@ use crate::hbone::{HboneStream, PullError, Pulled, StreamEnd};
 
 /// Most bytes gathered from frames that have arrived before they are written on together.
 const GATHER: usize = 256 << 10;
+/// The same in pieces: two writes' worth.
+const PIECES: usize = 64;
 
 pub(super) struct HboneSide {
     stream: HboneStream,
@@ -59,7 +61,7 @@ impl SideIo for HboneSide {
         };
         loop {
             into.push(read);
-            if into.len() >= GATHER {
+            if into.len() >= GATHER || into.chunks() >= PIECES {
                 return Poll::Ready(Ok(false));
             }
             match reader.poll_read(cx) {

@@ -105,7 +105,8 @@ impl Half {
             }
             self.reading = true;
             if let (true, Some(socket)) = (to.pulls(), from.socket()) {
-                ready!(socket.poll_read_ready(cx)).map_err(|error| Broken::Sender(Gone::Lost(Loss::Tcp(error))))?;
+                ready!(socket.poll_read_ready(cx))
+                    .map_err(|error| Broken::Sender(Gone::Lost(Loss::Tcp(error))))?;
                 self.reading = false;
                 let pulled = ready!(to.poll_pull(cx, socket, from.appetite()));
                 match pulled.map_err(Broken::from)? {

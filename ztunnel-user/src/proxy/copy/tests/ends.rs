@@ -214,7 +214,9 @@ async fn a_peer_that_resets_resets_the_application() {
         let error = read_to_end(&mut client).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
         let error = relay.await.unwrap().unwrap_err();
-        assert!(matches!(error.cause, Loss::Hbone(StreamEnd::Reset(found)) if found == crate::hbone::Reason(reason.into())));
+        assert!(
+            matches!(error.cause, Loss::Hbone(StreamEnd::Reset(found)) if found == crate::hbone::Reason(reason.into()))
+        );
     }
 }
 

@@ -13,8 +13,8 @@ use tokio::task::JoinHandle;
 use super::super::{Endpoint, RelayEnd, RelayError, relay};
 use crate::drain::{self, Trigger};
 use crate::hbone::{
-    Authority, ConnectHead, ConnectRequest, Dialer, Handler, HbonePool, HboneStream, Link, PoolConfig, Responder,
-    TunnelKey, serve_connection,
+    Authority, ConnectHead, ConnectRequest, Dialer, Handler, HbonePool, HboneStream, Link, PoolConfig,
+    Responder, TunnelKey, serve_connection,
 };
 use crate::identity::spiffe::SpiffeId;
 use crate::reason::{CloseDetail, CloseReason};
@@ -203,7 +203,8 @@ impl Dialer for Ready {
 
     async fn dial(&self, _: &TunnelKey) -> Result<Link<TcpStream>, CloseDetail> {
         let next = self.0.lock().unwrap().pop_front();
-        next.map(Link::plain).ok_or_else(|| CloseReason::ConnectFailed.with("none left"))
+        next.map(Link::plain)
+            .ok_or_else(|| CloseReason::ConnectFailed.with("none left"))
     }
 }
 
