@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::io::poll_read_buf;
@@ -25,6 +25,8 @@ use crate::cores::spin;
 
 /// Sizes of the read buffer, bytes. A read that fills its buffer earns the next larger one.
 const SIZES: [usize; 4] = [4 << 10, 32 << 10, 128 << 10, 256 << 10];
+/// Most that is read at once while small messages pass beside bulk, bytes.
+const BESIDE_TALK: usize = 64 << 10;
 /// After so many reads in a row that the next smaller buffer could have taken, it is used again.
 const SMALL_READS: u8 = 8;
 /// Memory that is unused for so long is given back.
@@ -308,12 +310,16 @@ where
             self.take_in()?;
             return Ok(Poll::Ready(false));
         }
-        let size = SIZES.get(self.size).copied().unwrap_or(SIZES[0]);
+        let mut size = SIZES.get(self.size).copied().unwrap_or(SIZES[0]);
+        if self.tunnel.lock().has_talk() {
+            size = size.min(BESIDE_TALK);
+        }
         if self.received.capacity() - self.received.len() < size.div_ceil(2) {
             self.received.reserve(size);
         }
-        let room = self.received.capacity() - self.received.len();
-        match poll_read_buf(Pin::new(&mut self.io), cx, &mut self.received) {
+        let most = size.min(self.received.capacity() - self.received.len());
+        let mut into = (&mut self.received).limit(most);
+        match poll_read_buf(Pin::new(&mut self.io), cx, &mut into) {
             Poll::Pending => return Ok(Poll::Pending),
             Poll::Ready(Err(error)) => return Err(error.into()),
             Poll::Ready(Ok(0)) => {
@@ -325,7 +331,7 @@ where
                 spin::moved(count);
                 self.rest.busy = true;
                 self.take_in()?;
-                Ok(Poll::Ready(count >= room.min(size)))
+                Ok(Poll::Ready(count >= most))
             }
         }
     }

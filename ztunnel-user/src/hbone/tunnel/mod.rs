@@ -29,6 +29,13 @@ use super::settings;
 pub(super) const BATCH: usize = 16 * (super::batch::RECORD + 32);
 /// Further room for streams that send little: what bulk streams leave to them.
 const SMALL_ROOM: usize = 64 << 10;
+/// Size at which a batch takes no more of bulk while there is talk beside it, bytes: what waits behind a batch waits for
+/// all of it to be read, sealed and written.
+const BATCH_BESIDE_TALK: usize = 4 * (super::batch::RECORD + 32);
+/// Bytes sent at once that are talk at most.
+const TALK: usize = 4 << 10;
+/// For so many batches there is still talk after the last small message.
+const TALK_LASTS: u32 = 256;
 /// What a stream may put into a batch at least, however many wait, bytes.
 const LEAST_SHARE: usize = 128 << 10;
 /// What a peer may make us queue, by asking for answers it does not read, bytes.
@@ -95,6 +102,8 @@ pub(super) struct Core {
     want_room: Queue,
     /// What each stream may put into the batch that is being filled, bytes.
     share: usize,
+    /// For how many more batches bulk leaves way for talk.
+    talk: u32,
     /// The highest stream of the peer that was seen, or the next of ours.
     last: u32,
     arrived: VecDeque<Arrived>,
@@ -163,6 +172,7 @@ impl Tunnel {
             want_credit: Queue::new(),
             want_room: Queue::new(),
             share: BATCH,
+            talk: 0,
             last: match role {
                 Role::Client => 1,
                 Role::Server => 0,
@@ -248,6 +258,7 @@ impl Core {
         self.out.close();
         std::mem::swap(&mut self.out, empty);
         self.share = (BATCH / self.want_room.len().max(1)).max(LEAST_SHARE);
+        self.talk = self.talk.saturating_sub(1);
         for id in self.want_room.next_round() {
             if let Some(stream) = self.streams.get_mut(id) {
                 stream.room.comes();
@@ -255,6 +266,16 @@ impl Core {
             }
         }
         true
+    }
+
+    /// Whether small messages pass here too, so that bulk is to move in small steps.
+    pub(super) fn has_talk(&self) -> bool {
+        self.talk > 0
+    }
+
+    /// Size at which the batch takes no more bulk, bytes.
+    fn bulk_size(&self) -> usize {
+        if self.has_talk() { BATCH_BESIDE_TALK } else { BATCH }
     }
 
     /// Gives memory back while nothing goes out.

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 
 use super::stream::{StreamId, remember};
-use super::{BATCH, Core, SMALL_ROOM};
+use super::{BATCH, Core, SMALL_ROOM, TALK, TALK_LASTS};
 use crate::hbone::fields::Fields;
 use crate::hbone::frame::{self, Head, Reason, flag, kind};
 use crate::hbone::settings::STREAM_WINDOW;
@@ -154,6 +154,7 @@ impl Core {
         want: usize,
         cx: &Context<'_>,
     ) -> Poll<Result<usize, StreamEnd>> {
+        let bulk = self.bulk_size();
         let Some(stream) = self.streams.get_mut(id) else {
             return Poll::Ready(Err(StreamEnd::Closed));
         };
@@ -166,7 +167,7 @@ impl Core {
         } else if credit <= 0 {
             self.want_credit.wait(id, &mut stream.credit);
         } else {
-            let size = if want <= SMALL { BATCH + SMALL_ROOM } else { BATCH };
+            let size = if want <= SMALL { BATCH + SMALL_ROOM } else { bulk };
             let share = self.share.saturating_sub(self.want_room.got(&stream.room));
             let room = self.out.room(size).min(share);
             if room >= want.min(LITTLE) {
@@ -202,6 +203,9 @@ impl Core {
     }
 
     fn spend(&mut self, id: StreamId, count: usize) {
+        if count <= TALK {
+            self.talk = TALK_LASTS;
+        }
         let credit = i64::try_from(count).unwrap_or(i64::MAX);
         self.send_window -= credit;
         if let Some(stream) = self.streams.get_mut(id) {
