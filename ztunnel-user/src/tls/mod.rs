@@ -10,7 +10,6 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
 use rustls::server::UnbufferedServerConnection;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use crate::identity::peer::VerifiedPeer;
 use crate::identity::spiffe::SpiffeId;
@@ -21,6 +20,8 @@ mod handshake;
 pub(crate) mod provider;
 mod record;
 #[cfg(test)]
+mod streams;
+#[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,8 @@ pub(crate) use certificate::system_time;
 pub use certificate::{CertificateError, WorkloadCertificate};
 pub(crate) use error::with_causes;
 pub use error::{PeerError, TlsError};
+#[cfg(test)]
+pub(crate) use streams::{accept, connect};
 pub use record::{Content, Opener, RecordError, Sealer, Session};
 #[doc(hidden)] // for the fuzz targets: they read any bytes, and prove nothing about a peer
 pub use verify::{client_identity, server_identity};
@@ -113,48 +116,6 @@ where
         leftover,
     };
     Ok((records, peer))
-}
-
-/// Takes the server's part on a connection to the workload of `certificate`. The client must show a
-/// certificate under the roots of `certificate` and be of its trust domain.
-///
-/// # Errors
-/// [`TlsError`]; the connection is closed then. Takes at most [`HANDSHAKE_TIMEOUT`].
-pub async fn accept<IO>(
-    certificate: &WorkloadCertificate,
-    stream: IO,
-) -> Result<(server::TlsStream<IO>, VerifiedPeer), TlsError>
-where
-    IO: AsyncRead + AsyncWrite + Unpin,
-{
-    let acceptor = TlsAcceptor::from(certificate.server_config().clone());
-    let stream = in_time(acceptor.accept(stream)).await?;
-    let peer = verify::verified_client(stream.get_ref().1, certificate.identity().trust_domain())?;
-    Ok((stream, peer))
-}
-
-/// Takes the client's part on a connection of the workload of `certificate`. The server must show a
-/// certificate under the roots of `certificate` for one of `expected`; an empty list accepts nobody.
-///
-/// # Errors
-/// [`TlsError`]; the connection is closed then. Takes at most [`HANDSHAKE_TIMEOUT`].
-///
-/// That the server accepts us is not known yet when this returns: in TLS 1.3 its refusal arrives with the
-/// first read.
-pub async fn connect<IO>(
-    certificate: &WorkloadCertificate,
-    expected: &[SpiffeId],
-    stream: IO,
-) -> Result<(client::TlsStream<IO>, VerifiedPeer), TlsError>
-where
-    IO: AsyncRead + AsyncWrite + Unpin,
-{
-    let connector = TlsConnector::from(certificate.client_config(expected));
-    // The name is neither sent (no SNI) nor checked (identities are).
-    let name = ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    let stream = in_time(connector.connect(name, stream)).await?;
-    let peer = verify::verified_server(stream.get_ref().1, expected)?;
-    Ok((stream, peer))
 }
 
 async fn in_time<T>(handshake: impl Future<Output = std::io::Result<T>>) -> Result<T, TlsError> {

@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{CipherSuite, ClientConfig, HandshakeKind, ProtocolVersion};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector, client, server};
 
 use super::testing::{HOUR, TestCa, id};
 use super::verify::ServerCheck;
@@ -30,8 +30,7 @@ type Both = (
     Result<(server::TlsStream<TcpStream>, VerifiedPeer), TlsError>,
 );
 
-/// A handshake by the functions that give streams. Those that give records must come to the same verdicts,
-/// with each other and with these.
+/// A handshake by rustls' own streams. Ours must come to the same verdicts, with each other and with these.
 async fn shake(client: &WorkloadCertificate, expected: &[SpiffeId], server: &WorkloadCertificate) -> Both {
     let (near, far) = pair().await;
     let both = tokio::join!(connect(client, expected, near), accept(server, far));
