@@ -7,6 +7,8 @@ use anyhow::{Context, Result, bail};
 
 #[path = "build/protos.rs"]
 mod protos;
+#[path = "build/strip.rs"]
+mod strip;
 
 const BPF_TARGET: &str = "bpfel-unknown-none";
 /// The binaries of package `ztunnel-ebpf`.
@@ -66,7 +68,9 @@ fn build_kernel_half() -> Result<()> {
     }
     for name in OBJECTS {
         let built = target_dir.join(BPF_TARGET).join("release").join(name);
-        let mut object = std::fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+        let object = std::fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+        let mut object = strip::without_dwarf(&object)
+            .with_context(|| format!("taking DWARF out of {}", built.display()))?;
         make_union_names_plain(&mut object);
         std::fs::write(out.join(name), object).context("writing the object")?;
     }

@@ -63,7 +63,9 @@ impl TcMode {
 /// The attached programs of one pod. Dropping it leaves them attached; [`PodLinks::detach`] takes them off.
 #[derive(Debug)]
 pub struct PodLinks {
-    object: Ebpf,
+    /// The one program that is needed again, when a device comes. The others, and what they were loaded from, are the
+    /// kernel's.
+    egress: SchedClassifier,
     pins: PathBuf,
     /// Numbers of the devices that have `pod_egress`. Not names: a device that takes another's place takes its name
     /// too, and has no program.
@@ -73,40 +75,48 @@ pub struct PodLinks {
 
 impl PodLinks {
     pub(super) fn attach(
-        object: Ebpf,
+        mut object: Ebpf,
         netns: BorrowedFd<'_>,
-        pins: PathBuf,
+        pins: &Path,
         mode: TcMode,
     ) -> Result<Self, BpfError> {
-        let captured_before = is_captured(&pins);
-        std::fs::create_dir_all(&pins).map_err(|source| BpfError::PinDirectory {
-            path: pins.clone(),
+        let captured_before = is_captured(pins);
+        std::fs::create_dir_all(pins).map_err(|source| BpfError::PinDirectory {
+            path: pins.to_owned(),
             source,
         })?;
-        let mut this = Self {
-            object,
-            pins,
-            devices: BTreeSet::new(),
-            links: mode.uses_links(),
-        };
-        if let Err(error) = this.attach_all(netns) {
-            // Programs of an earlier process are taken off by nobody but who releases the pod.
-            if !captured_before {
-                this.detach();
-            }
-            return Err(error);
+        let links = mode.uses_links();
+        let attached = Self::attach_all(&mut object, netns, pins, links);
+        // Programs of an earlier process are taken off by nobody but who releases the pod.
+        if attached.is_err() && !captured_before {
+            detach(pins, links);
         }
-        Ok(this)
+        attached
     }
 
     /// Inbound first: once the egress net hangs, an answer must find its way.
-    fn attach_all(&mut self, netns: BorrowedFd<'_>) -> Result<(), BpfError> {
-        self.attach_lookup(netns)?;
-        self.load_tc(LOOPBACK)?;
-        self.attach_tc(LOOPBACK, LO_NUMBER, LO, TcAttachType::Ingress)?;
-        self.load_tc(EGRESS)?;
-        self.follow_devices()?;
-        Ok(())
+    fn attach_all(
+        object: &mut Ebpf,
+        netns: BorrowedFd<'_>,
+        pins: &Path,
+        links: bool,
+    ) -> Result<Self, BpfError> {
+        attach_lookup(object, netns, pins)?;
+        let loopback = load_tc(object, LOOPBACK)?;
+        attach_tc(loopback, LOOPBACK, LO_NUMBER, LO, pins, links)?;
+        let loaded = load_tc(object, EGRESS)?;
+        let egress = loaded
+            .info()
+            .and_then(|info| SchedClassifier::from_program_info(info, EGRESS.into()))
+            .map_err(|source| step("taking a handle to", EGRESS, source))?;
+        let mut this = Self {
+            egress,
+            pins: pins.to_owned(),
+            devices: BTreeSet::new(),
+            links,
+        };
+        this.follow_devices()?;
+        Ok(this)
     }
 
     /// Attaches `pod_egress` to devices that have appeared since; returns how many. Call it inside the pod's
@@ -127,7 +137,7 @@ impl PodLinks {
             if self.devices.contains(&number) {
                 continue;
             }
-            match self.attach_tc(EGRESS, number, &name, TcAttachType::Egress) {
+            match attach_tc(&mut self.egress, EGRESS, number, &name, &self.pins, self.links) {
                 Ok(()) => {
                     self.devices.insert(number);
                     new += 1;
@@ -141,59 +151,68 @@ impl PodLinks {
 
     /// Takes every program off the pod. Call it inside the pod's namespace.
     pub fn detach(&mut self) {
-        remove_pins(&self.pins);
-        if !self.links {
-            detach_filters();
-        }
+        detach(&self.pins, self.links);
     }
+}
 
-    fn attach_lookup(&mut self, netns: BorrowedFd<'_>) -> Result<(), BpfError> {
-        let program: &mut SkLookup = program(&mut self.object, LOOKUP)?;
-        program
-            .load()
-            .map_err(|source| step("the kernel refused", LOOKUP, source))?;
-        let id = program
-            .attach(netns)
-            .map_err(|source| step("attaching", LOOKUP, source))?;
-        let link = program
-            .take_link(id)
-            .map_err(|source| step("attaching", LOOKUP, source))?;
-        pin(FdLink::from(link), &self.pins.join(LOOKUP))
+fn detach(pins: &Path, links: bool) {
+    remove_pins(pins);
+    if !links {
+        detach_filters();
     }
+}
 
-    fn load_tc(&mut self, name: &'static str) -> Result<(), BpfError> {
-        let program: &mut SchedClassifier = program(&mut self.object, name)?;
-        program
-            .load()
-            .map_err(|source| step("the kernel refused", name, source))
-    }
+fn attach_lookup(object: &mut Ebpf, netns: BorrowedFd<'_>, pins: &Path) -> Result<(), BpfError> {
+    let program: &mut SkLookup = program(object, LOOKUP)?;
+    program
+        .load()
+        .map_err(|source| step("the kernel refused", LOOKUP, source))?;
+    let id = program
+        .attach(netns)
+        .map_err(|source| step("attaching", LOOKUP, source))?;
+    let link = program
+        .take_link(id)
+        .map_err(|source| step("attaching", LOOKUP, source))?;
+    pin(FdLink::from(link), &pins.join(LOOKUP))
+}
 
-    fn attach_tc(
-        &mut self,
-        name: &'static str,
-        number: u32,
-        device: &str,
-        at: TcAttachType,
-    ) -> Result<(), BpfError> {
-        let links = self.links;
-        let pin_path = self.pins.join(pin_name(name, number));
-        let program: &mut SchedClassifier = program(&mut self.object, name)?;
-        if !links {
-            return attach_filter(program, name, device, at);
-        }
-        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-        let id = program
-            .attach_with_options(device, at, options)
-            .map_err(|source| step("attaching", name, source))?;
-        let link = program
-            .take_link(id)
-            .map_err(|source| step("attaching", name, source))?;
-        let link = FdLink::try_from(link).map_err(|source| BpfError::PinLink {
-            path: pin_path.clone(),
-            source: source.into(),
-        })?;
-        pin(link, &pin_path)
+fn load_tc<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, BpfError> {
+    let program: &mut SchedClassifier = program(object, name)?;
+    program
+        .load()
+        .map_err(|source| step("the kernel refused", name, source))?;
+    Ok(program)
+}
+
+fn attach_tc(
+    program: &mut SchedClassifier,
+    name: &'static str,
+    number: u32,
+    device: &str,
+    pins: &Path,
+    links: bool,
+) -> Result<(), BpfError> {
+    let at = if name == LOOPBACK {
+        TcAttachType::Ingress
+    } else {
+        TcAttachType::Egress
+    };
+    if !links {
+        return attach_filter(program, name, device, at);
     }
+    let pin_path = pins.join(pin_name(name, number));
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let id = program
+        .attach_with_options(device, at, options)
+        .map_err(|source| step("attaching", name, source))?;
+    let link = program
+        .take_link(id)
+        .map_err(|source| step("attaching", name, source))?;
+    let link = FdLink::try_from(link).map_err(|source| BpfError::PinLink {
+        path: pin_path.clone(),
+        source: source.into(),
+    })?;
+    pin(link, &pin_path)
 }
 
 /// Takes our clsact filters off every device of the calling thread's namespace, whichever process made them.

@@ -199,7 +199,7 @@ impl Kernel {
         PodLinks::attach(
             object,
             netns,
-            self.pins.join("links").join(format!("{cookie:x}")),
+            &self.pins.join("links").join(format!("{cookie:x}")),
             self.tc_mode,
         )
     }
