@@ -31,9 +31,9 @@ pub(crate) use certificate::system_time;
 pub use certificate::{CertificateError, WorkloadCertificate};
 pub(crate) use error::with_causes;
 pub use error::{PeerError, TlsError};
+pub use record::{Content, Opener, RecordError, Sealer, Session};
 #[cfg(test)]
 pub(crate) use streams::{accept, connect};
-pub use record::{Content, Opener, RecordError, Sealer, Session};
 #[doc(hidden)] // for the fuzz targets: they read any bytes, and prove nothing about a peer
 pub use verify::{client_identity, server_identity};
 

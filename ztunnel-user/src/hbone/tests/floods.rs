@@ -164,7 +164,7 @@ async fn a_client_that_asks_and_does_not_read_is_let_go() {
     let pings = frame(kind::PING, 0, 0, b"12345678").repeat(1_000);
     let flood = async {
         while !rig.server.is_finished() {
-            rig.peer.try_say(&pings).await
+            rig.peer.try_say(&pings).await;
         }
     };
     timeout(Duration::from_secs(60), flood).await.unwrap();

@@ -69,7 +69,7 @@ impl Senders {
                 // As a relay does that does not know what its application has, but knows what it had.
                 let asked = if *want > 32 << 10 { 256 << 10 } else { 32 << 10 };
                 let mut core = self.bare.tunnel.lock();
-                let Poll::Ready(room) = core.poll_credit(stream, asked, &mut cx) else {
+                let Poll::Ready(room) = core.poll_credit(stream, asked, &cx) else {
                     break;
                 };
                 let now = room.unwrap().min(*want);
