@@ -1,8 +1,8 @@
 //! How a type becomes part of the kernel boundary: fixed size, no padding, plain integers and bytes only.
 
-/// Version of every layout in this crate. It names the pin directory (`v<ABI_VERSION>`), so two versions never
-/// read each other's maps.
-pub const ABI_VERSION: u32 = 2;
+/// Version of every layout in this crate, and of the maps' sizes. It names the pin directory (`v<ABI_VERSION>`), so two
+/// versions never read each other's maps.
+pub const ABI_VERSION: u32 = 3;
 
 /// Field types that may cross: every bit pattern is a value, and both compilers lay them out alike.
 pub trait AbiField {}
