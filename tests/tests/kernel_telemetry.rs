@@ -343,7 +343,7 @@ fn what_a_pod_that_goes_has_open_is_ended_with_it() {
         assert_eq!(line.bytes(), bytes, "{line:?}");
     }
     assert!(becomes_true(SOON, || open_sockets(node) == 0.0));
-    let flows = node.bpf_dir().join("v2/flows");
+    let flows = node.pins().join("flows");
     let dump = ["bpftool", "-j", "map", "dump", "pinned", &flows.to_string_lossy()];
     let dump = ztunnel_tests::run(None, &dump, SOON).unwrap().ok().unwrap();
     assert_eq!(dump.trim(), "[]", "nothing of it stays in the maps");

@@ -10,6 +10,7 @@ mod flows;
 mod kubelet;
 mod pods;
 mod publish;
+mod rest;
 mod splicing;
 
 use std::{sync::Arc, time::Duration};
@@ -136,6 +137,8 @@ async fn serve(
     pods.restore().await?;
     pods_restored.done();
     tokio::spawn(pods.flows().follow());
+    let tables = Arc::clone(pods.tables());
+    tokio::spawn(rest::follow(move || tables.mesh().generation()));
     tokio::spawn(feed::certificates_ready(
         settings.node.clone(),
         Arc::clone(&mesh),

@@ -19,6 +19,7 @@ use crate::{
         SpliceMode, default_workers,
     },
     mesh::{ClusterId, NodeName},
+    node::memory,
 };
 
 /// What the agent is told of its host; `ztunnel doctor` is told the same.
@@ -168,6 +169,8 @@ pub(super) struct RunArgs {
 
 /// Runs the node until it is told to stop.
 pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
+    // The log's is the first thread.
+    memory::configure();
     let mut log = args.log.clone();
     if args.kernel_log {
         log.log_level.push_str(",ztunnel_ebpf=debug");

@@ -4,6 +4,7 @@
 mod cgroup;
 mod control;
 mod kubelet;
+pub mod memory;
 mod netns;
 mod plumbing;
 mod record;
