@@ -12,7 +12,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use ztunnel_common::listener::{self, ListenerKey};
 
-use super::Captured;
+use super::{Captured, keep_alive};
 use crate::{
     bpf::{BpfError, Tables},
     node::Netns,
@@ -158,7 +158,7 @@ impl Listener {
 /// address takes no IPv4 connection, and the wildcard address could be named from inside the pod.
 fn bind(nowhere: IpAddr) -> io::Result<Socket> {
     let domain = Domain::for_address(SocketAddr::new(nowhere, 0));
-    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_ip_transparent_v4(true)?;
     let mut ports = UNASSIGNED.into_iter();
     let taken = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
@@ -169,7 +169,44 @@ fn bind(nowhere: IpAddr) -> io::Result<Socket> {
             bound => break bound?,
         }
     }
+    for_accepted(&socket)?;
     socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
     Ok(socket)
+}
+
+/// What accepted sockets inherit, so that it need not be set on each. The app's own keepalive ends at our socket: a
+/// client that is gone shows nowhere else.
+fn for_accepted(listener: &Socket) -> io::Result<()> {
+    listener.set_tcp_nodelay(true)?;
+    keep_alive(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpStream, time::Duration};
+
+    use socket2::SockRef;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn accepted_sockets_have_the_options_of_their_listener() {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
+        for_accepted(&socket).unwrap();
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        socket.bind(&any.into()).unwrap();
+        socket.listen(1).unwrap();
+        let listener = TcpListener::from_std(socket.into()).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        let accepted = SockRef::from(&accepted);
+        assert!(accepted.tcp_nodelay().unwrap());
+        assert!(accepted.keepalive().unwrap());
+        assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(180));
+        assert_eq!(
+            accepted.tcp_keepalive_interval().unwrap(),
+            Duration::from_secs(180)
+        );
+        assert_eq!(accepted.tcp_keepalive_retries().unwrap(), 9);
+    }
 }

@@ -1,10 +1,12 @@
 //! Connections that the kernel half handed over: where they come from and where their client wanted to go. It
 //! must never guess the original destination: the accepted socket's own address is it, or there is none.
 
+mod keepalive;
 mod listen;
 
 use std::{io, net::SocketAddr};
 
+pub use keepalive::keep_alive;
 pub use listen::{ListenError, Listener, Role, is_hidden};
 use tokio::net::TcpStream;
 

@@ -10,13 +10,14 @@ use std::{
     time::Duration,
 };
 
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 use ztunnel_common::mark;
 
 use super::{addresses::Addresses, local::LocalPeer, splice::Between};
 use crate::{
     bpf::{DirectGuard, Tables},
+    capture::keep_alive,
     identity::peer::VerifiedPeer,
     node::Netns,
     policy::Permit,
@@ -25,9 +26,6 @@ use crate::{
 
 /// How long a connect() may take (ztunnel's figure).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Keepalive of idle connections: first probe and interval (ztunnel's KEEPALIVE_TIME and KEEPALIVE_INTERVAL).
-const KEEPALIVE: Duration = Duration::from_secs(180);
-const KEEPALIVE_RETRIES: u32 = 9;
 
 /// Who the client of an inbound connection is.
 #[derive(Debug)]
@@ -157,23 +155,13 @@ fn bind(socket: &Socket, ip: IpAddr) -> io::Result<SocketAddr> {
 /// A socket in the pod's namespace that the kernel half knows as the proxy's: nothing of it is steered, and it may
 /// carry the mesh's mark.
 fn open(netns: &Netns, tables: &Tables, to: SocketAddr) -> io::Result<Socket> {
-    let make = || Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP));
+    let (domain, stream) = (Domain::for_address(to), Type::STREAM.nonblocking());
+    let make = || Socket::new(domain, stream, Some(Protocol::TCP));
     let socket = netns.enter(make).and_then(|socket| socket)?;
     tables.tag_proxy(socket.as_fd()).map_err(io::Error::other)?;
-    socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
     keep_alive(&socket)?;
     Ok(socket)
-}
-
-/// Finds out that the other end of an idle connection is gone without a word.
-pub(super) fn keep_alive(socket: &Socket) -> io::Result<()> {
-    socket.set_tcp_keepalive(
-        &TcpKeepalive::new()
-            .with_time(KEEPALIVE)
-            .with_interval(KEEPALIVE)
-            .with_retries(KEEPALIVE_RETRIES),
-    )
 }
 
 async fn connect(socket: Socket, to: SocketAddr) -> Result<TcpStream, CloseDetail> {

@@ -102,17 +102,20 @@ fn way(peer: &LocalPeer, connection: &mut Connection) -> Result<Way, CloseDetail
     if pod.owns(connection.dst.ip()) || capture::is_hidden(connection.dst.ip()) {
         return Err(CloseReason::SelfCall.with(format!("{} is the pod's own address", connection.dst)));
     }
-    let chosen = pod
-        .tables
-        .rights()
-        .take_choice(&four_tuple(pod.cookie(), connection.src, connection.dst));
+    let snapshot = pod.mesh.load();
+    // Only for a service is there anything to choose, and asking the kernel takes a system call.
+    let service = snapshot.service_at(&source.namespace, &source.network, connection.dst.ip());
+    let chosen = service.and_then(|_| {
+        let tuple = four_tuple(pod.cookie(), connection.src, connection.dst);
+        pod.tables.rights().take_choice(&tuple)
+    });
     let flow = Flow {
         source: Arc::clone(source),
         client: connection.src.ip(),
         original_dst: connection.dst,
         chosen,
     };
-    let route = resolve(&pod.mesh.load(), &flow, &mut rand::rng())
+    let route = resolve(&snapshot, &flow, &mut rand::rng())
         .map_err(|unroutable| unroutable.reason().with(unroutable.to_string()))?;
     match route {
         Route::Hbone(hbone) => {

@@ -5,7 +5,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
-use super::{Pod, dial, inbound, outbound, plaintext};
+use super::{Pod, inbound, outbound, plaintext};
 use crate::{
     bpf::Tables,
     capture::{Captured, ListenError, Listener, Role},
@@ -113,9 +113,6 @@ impl Door {
         F: Fn(Arc<Pod>, Captured, drain::Watch) -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let _ = captured.stream.set_nodelay(true);
-        // The app's own keepalive ends at our socket: a client that is gone shows nowhere else.
-        let _ = dial::keep_alive(&socket2::SockRef::from(&captured.stream));
         let (pod, drain) = (Arc::clone(&self.pod), drain.clone());
         let place = self.home.place(self.weight);
         let Some(other) = place.elsewhere().cloned() else {
