@@ -7,6 +7,7 @@
 mod certificates;
 mod control;
 mod der;
+mod frames;
 mod heads;
 mod hpack;
 mod mesh;
@@ -14,6 +15,7 @@ mod tls;
 
 pub use certificates::{csr, peer_certificate};
 pub use control::{control_request, record};
+pub use frames::frames;
 pub use heads::{baggage, connect_request, forwarded, traceparent};
 pub use hpack::header_blocks;
 pub use mesh::{mesh_file, spiffe};
@@ -29,6 +31,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("control_request", control_request),
     ("csr", csr),
     ("forwarded", forwarded),
+    ("frames", frames),
     ("header_blocks", header_blocks),
     ("mesh_file", mesh_file),
     ("peer_certificate", peer_certificate),

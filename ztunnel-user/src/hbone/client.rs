@@ -163,6 +163,7 @@ where
         match poll_fn(|cx| driver.poll(cx)).await {
             Ok(Event::Settled) => state.settle(),
             Ok(Event::Alive) => rested(state),
+            Ok(Event::Leaving) => state.close(),
             // A server opens no streams.
             Ok(Event::Arrived(_)) => {}
             Ok(Event::Ended) => break Ok(()),

@@ -14,12 +14,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::io::poll_read_buf;
 
-use super::batch::Batch;
 use super::error::{Broken, Fault};
 use super::frame::{PREFACE, Reason};
 use super::incoming::Incoming;
 use super::keepalive::{Beat, Keepalive};
 use super::link::{Guard, Link, Opened};
+use super::outgoing::{Closing, Outgoing};
 use super::tunnel::{Arrived, Role, Tunnel};
 use crate::cores::spin;
 
@@ -46,6 +46,8 @@ pub(super) enum Event {
     Settled,
     /// The peer has answered a PING.
     Alive,
+    /// The tunnel takes no more streams; those it has may go on.
+    Leaving,
     /// The tunnel has ended in order.
     Ended,
 }
@@ -68,6 +70,8 @@ pub(super) struct Driver<IO> {
     /// The peer has sent its last byte.
     ended: bool,
     settled: bool,
+    /// Who drives it knows that it takes no more streams.
+    leaving: bool,
     outgoing: Outgoing,
     linger: Option<Pin<Box<Sleep>>>,
     rest: Rest,
@@ -78,30 +82,6 @@ impl<IO> Drop for Driver<IO> {
     fn drop(&mut self) {
         self.tunnel.lock().end(&Arc::new(Broken::Over));
     }
-}
-
-/// What is being written.
-#[derive(Debug)]
-struct Outgoing {
-    /// Records that were sealed before those of the batch.
-    first: Vec<u8>,
-    /// Records that were sealed after them: they go before the next batch.
-    answers: Vec<u8>,
-    batch: Batch,
-    /// How much of the batch is written.
-    written: usize,
-    closing: Closing,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Closing {
-    No,
-    /// The last frame is queued.
-    Last,
-    /// The last record is queued: nothing more is sealed.
-    Sealed,
-    /// The socket was told. What the peer still sends is no longer read.
-    Told,
 }
 
 /// Gives memory back after the last burst.
@@ -135,13 +115,8 @@ where
             small_reads: 0,
             ended: false,
             settled: false,
-            outgoing: Outgoing {
-                first: Vec::new(),
-                answers: Vec::new(),
-                batch: Batch::new(overhead),
-                written: 0,
-                closing: Closing::No,
-            },
+            leaving: false,
+            outgoing: Outgoing::new(overhead),
             linger: None,
             rest: Rest::default(),
         }
@@ -186,6 +161,10 @@ where
                 if core.is_done() && self.outgoing.closing == Closing::No {
                     core.say_goodbye(Reason::NO_ERROR);
                     self.outgoing.closing = Closing::Last;
+                }
+                if !self.leaving && (core.is_closing() || self.outgoing.closing != Closing::No) {
+                    self.leaving = true;
+                    return Poll::Ready(Ok(Event::Leaving));
                 }
             }
             let flushed = self.poll_write(cx)?;
@@ -424,11 +403,11 @@ where
         why
     }
 
-    /// Ready when what is queued has left, or cannot.
+    /// Ready when what is queued has left and the peer has closed its side, or when that cannot be.
     pub(super) fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self.poll_write(cx) {
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(())) | Err(_) => Pin::new(&mut self.io).poll_shutdown(cx).map(drop),
+            Ok(flushed) => self.poll_close(cx, flushed).map(drop),
+            Err(_) => Poll::Ready(()),
         }
     }
 
@@ -469,35 +448,6 @@ where
             }
             self.outgoing.batch.release();
             self.tunnel.lock().rest();
-        }
-    }
-}
-
-impl Outgoing {
-    fn is_empty(&self) -> bool {
-        self.first.is_empty() && self.written >= self.batch.len()
-    }
-
-    fn clear(&mut self) {
-        self.batch.clear();
-        self.written = 0;
-    }
-
-    /// What to write next.
-    fn next(&self) -> Option<&[u8]> {
-        let next = if self.first.is_empty() {
-            self.batch.written().get(self.written..)
-        } else {
-            Some(self.first.as_slice())
-        };
-        next.filter(|next| !next.is_empty())
-    }
-
-    fn advance(&mut self, count: usize) {
-        if self.first.is_empty() {
-            self.written += count;
-        } else {
-            self.first.drain(..count);
         }
     }
 }

@@ -17,6 +17,7 @@ pub mod hpack;
 mod incoming;
 mod keepalive;
 mod link;
+mod outgoing;
 pub mod pool;
 pub mod request;
 pub mod server;

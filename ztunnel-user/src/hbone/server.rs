@@ -195,7 +195,7 @@ where
         loop {
             match ready!(self.driver.poll(cx)) {
                 Ok(Event::Arrived(arrived)) => self.start(arrived, streams),
-                Ok(Event::Settled | Event::Alive) => {}
+                Ok(Event::Settled | Event::Alive | Event::Leaving) => {}
                 Ok(Event::Ended) => return Poll::Ready(Ok(())),
                 Err(why) => {
                     return Poll::Ready(Err(match &*why {

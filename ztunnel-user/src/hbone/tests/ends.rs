@@ -63,6 +63,13 @@ async fn left_behind(said: &[u8]) -> (HboneStream, Driver<tokio::io::DuplexStrea
     (stream, driver)
 }
 
+/// The driver has seen that the client is gone, and waits for the stream.
+async fn leaves(driver: &mut Driver<tokio::io::DuplexStream>) {
+    let event = poll_fn(|cx| driver.poll(cx)).await;
+    assert!(matches!(event.unwrap(), Event::Leaving));
+    assert!(futures_util::poll!(poll_fn(|cx| driver.poll(cx))).is_pending());
+}
+
 async fn read_all(stream: &mut HboneStream) -> Result<usize, StreamEnd> {
     let mut count = 0;
     while let Some(bytes) = stream.split().0.read().await? {
@@ -75,7 +82,7 @@ async fn read_all(stream: &mut HboneStream) -> Result<usize, StreamEnd> {
 async fn a_stream_that_has_ended_is_not_lost_with_its_tunnel() {
     let (mut stream, mut driver) = left_behind(&[data(1, &[7; 1_000]), end(1)].concat()).await;
     // The client has closed; the application has not read yet.
-    assert!(futures_util::poll!(poll_fn(|cx| driver.poll(cx))).is_pending());
+    leaves(&mut driver).await;
     let ended = futures_util::poll!(poll_fn(|cx| stream.split().1.poll_ended(cx)));
     assert!(ended.is_pending(), "{ended:?}");
     assert_eq!(read_all(&mut stream).await.unwrap(), 1_000);
@@ -89,7 +96,7 @@ async fn a_stream_that_has_ended_is_not_lost_with_its_tunnel() {
 #[tokio::test]
 async fn a_stream_that_was_reset_does_not_make_the_end_of_its_tunnel_a_loss() {
     let (mut stream, mut driver) = left_behind(&reset(1, Reason::CONNECT_ERROR)).await;
-    assert!(futures_util::poll!(poll_fn(|cx| driver.poll(cx))).is_pending());
+    leaves(&mut driver).await;
     assert!(matches!(
         read_all(&mut stream).await,
         Err(StreamEnd::Reset(Reason::CONNECT_ERROR))
@@ -318,6 +325,35 @@ async fn a_goodbye_refuses_the_streams_behind_it_and_leaves_the_others() {
     assert_eq!(reader.read().await.unwrap().unwrap(), "so am I");
     assert_eq!(reader.read().await.unwrap(), None);
     drop(second);
+}
+
+#[tokio::test]
+async fn a_tunnel_that_has_said_goodbye_is_offered_to_nobody() {
+    let (pool, peers) = pool();
+    let (said, is_said) = oneshot::channel();
+    peers.add(|io| async move {
+        let mut peer = Peer::new(io);
+        peer.greet_client().await;
+        peer.next_of(kind::HEADERS).await;
+        peer.say(&[answer(1), goaway(1, Reason::NO_ERROR)].concat()).await;
+        assert!(peer.is_answered().await);
+        said.send(()).unwrap();
+        while peer.next().await.is_some() {}
+    });
+    // The only other attempt is left for this one.
+    peers.add(|io| async move {
+        let mut peer = Peer::new(io);
+        peer.greet_client().await;
+        peer.next_of(kind::HEADERS).await;
+        peer.say(&reset(1, Reason::REFUSED_STREAM)).await;
+        while peer.next().await.is_some() {}
+    });
+    peers.add(|io| super::echo(io, 200));
+    let _first = pool.connect(&key(), &head()).await.unwrap();
+    is_said.await.unwrap();
+    assert_eq!(pool.tunnels(), 0);
+    pool.connect(&key(), &head()).await.unwrap();
+    assert_eq!(peers.dials(), 3);
 }
 
 #[tokio::test]
