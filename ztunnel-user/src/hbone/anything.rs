@@ -60,10 +60,10 @@ pub fn hear(client: bool, pieces: &[&[u8]]) -> Heard {
     let mut ids: Vec<_> = requests.iter().map(|(id, _)| *id).collect();
     ids.extend((0..OPENED).map(|number| number * 2 + 1).filter(|_| client));
     let streams = ids.into_iter().map(|id| {
-        let mut cx = Context::from_waker(Waker::noop());
+        let cx = Context::from_waker(Waker::noop());
         let mut bytes = Vec::new();
         let end = loop {
-            match core.poll_read(id, &mut cx) {
+            match core.poll_read(id, &cx) {
                 Poll::Pending => break None,
                 Poll::Ready(Ok(Some(more))) => bytes.extend(more),
                 Poll::Ready(Ok(None)) => break Some("end".to_owned()),

@@ -299,11 +299,11 @@ where
         let most = size.min(self.received.capacity() - self.received.len());
         let mut into = (&mut self.received).limit(most);
         match poll_read_buf(Pin::new(&mut self.io), cx, &mut into) {
-            Poll::Pending => return Ok(Poll::Pending),
-            Poll::Ready(Err(error)) => return Err(error.into()),
+            Poll::Pending => Ok(Poll::Pending),
+            Poll::Ready(Err(error)) => Err(error.into()),
             Poll::Ready(Ok(0)) => {
                 self.ended = true;
-                return self.peer_ended().map(|()| Poll::Ready(false));
+                self.peer_ended().map(|()| Poll::Ready(false))
             }
             Poll::Ready(Ok(count)) => {
                 self.adapt(count);

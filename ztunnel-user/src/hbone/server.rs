@@ -194,7 +194,7 @@ where
     fn poll(&mut self, cx: &mut Context<'_>, streams: &mut JoinSet<()>) -> Poll<Result<(), HboneError>> {
         loop {
             match ready!(self.driver.poll(cx)) {
-                Ok(Event::Arrived(arrived)) => self.start(arrived, streams),
+                Ok(Event::Arrived(arrived)) => self.start(&arrived, streams),
                 Ok(Event::Settled | Event::Alive | Event::Leaving) => {}
                 Ok(Event::Ended) => return Poll::Ready(Ok(())),
                 Err(why) => {
@@ -208,7 +208,7 @@ where
         }
     }
 
-    fn start(&self, arrived: Arrived, streams: &mut JoinSet<()>) {
+    fn start(&self, arrived: &Arrived, streams: &mut JoinSet<()>) {
         let responder = Responder {
             seat: Seat {
                 tunnel: Arc::clone(&self.driver.tunnel),

@@ -175,9 +175,9 @@ async fn what_has_arrived_is_read_though_nothing_can_be_written() {
     while !matches!(poll_fn(|cx| driver.poll(cx)).await.unwrap(), Event::Arrived(_)) {}
     assert!(poll_fn(|cx| driver.poll(cx)).await.is_err());
     let waker = noop_waker();
-    let mut cx = Context::from_waker(&waker);
+    let cx = Context::from_waker(&waker);
     let mut core = driver.tunnel.lock();
-    let mut read = || match core.poll_read(1, &mut cx) {
+    let mut read = || match core.poll_read(1, &cx) {
         Poll::Ready(Ok(read)) => read,
         other => panic!("{other:?}"),
     };

@@ -63,7 +63,7 @@ impl Senders {
     /// Everybody runs who is to, and a batch leaves: how much of each stream is in it.
     fn batch(&mut self) -> BTreeMap<u32, usize> {
         while let Some(stream) = { self.run.lock().unwrap().pop_front() } {
-            let mut cx = Context::from_waker(&self.wakers[&stream]);
+            let cx = Context::from_waker(&self.wakers[&stream]);
             let want = self.wants.entry(stream).or_default();
             while *want > 0 {
                 // As a relay does that does not know what its application has, but knows what it had.
