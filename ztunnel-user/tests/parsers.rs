@@ -15,7 +15,7 @@ use rand::seq::IndexedRandom as _;
 use rand::{Rng, RngExt as _, SeedableRng as _};
 
 /// Mutations of a target. One of `csr` and `mesh_file` costs about a millisecond in an unoptimised build.
-const MUTATIONS: usize = 3_000_000;
+const MUTATIONS: usize = 1_000;
 /// Mutations upon each other, until a seed is taken again.
 const DEEPEST: usize = 8;
 const LONGEST: usize = 8 * 1024;
