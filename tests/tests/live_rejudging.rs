@@ -6,7 +6,8 @@ use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use ztunnel_tests::{
-    End, LogLine, Mesh, MeshBuilder, Node, SOON, accept, becomes_true, echoes, parse_log, read_end,
+    End, LogLine, Mesh, MeshBuilder, Node, SOON, accept, becomes_true, echoes, eventually, parse_log,
+    read_end,
 };
 
 /// How far apart the line of a cut and that of the new mesh file may be.
@@ -115,11 +116,13 @@ fn cut_lines(node: &Node, from: SocketAddr, ends: usize) -> Vec<LogLine> {
         lines
     };
     assert!(becomes_true(SOON, || lines().len() == ends), "{:#?}", lines());
-    let log = parse_log(&node.log_text());
-    let mut loads = log
-        .iter()
-        .filter(|line| line.field("message") == "mesh file loaded");
-    let loaded = ms(loads.next_back().unwrap());
+    // A line that was begun may not be complete yet.
+    let load = || {
+        let log = parse_log(&node.log_text());
+        let mut loads = log.into_iter();
+        loads.rfind(|line| line.field("message") == "mesh file loaded")
+    };
+    let loaded = ms(&eventually(SOON, load).unwrap());
     let lines = lines();
     for line in &lines {
         assert_eq!(line.field("reason"), "policy_changed", "{line:?}");
