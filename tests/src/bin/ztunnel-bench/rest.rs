@@ -16,7 +16,7 @@ use crate::row::Row;
 use crate::usage::{self, NodeUse};
 
 /// A proxy is at rest when it has used less than 1 % of a core for this long.
-const QUIET: Duration = Duration::from_millis(300);
+const QUIET: Duration = Duration::from_secs(4);
 const AT_REST_PERCENT: f64 = 1.0;
 /// Longest wait for that; one that does not come to rest is looked at as it is, and its processor time tells.
 const REST_LIMIT: Duration = SOON;
