@@ -9,7 +9,7 @@ use crate::{
     mesh::{Snapshot, Uid, Workload},
     node::PodName,
     proxy::Pod,
-    telemetry::Direction,
+    telemetry::{Connection, Direction},
 };
 
 impl DumpSource for Pods {
@@ -81,17 +81,30 @@ fn state(workload: &Workload, state: WorkloadPhase, connections: OpenConnections
 
 fn connections(pod: &Pod) -> OpenConnections {
     let mut open = OpenConnections::default();
-    for listed in pod.connections().all() {
-        let list = match listed.direction {
+    for connection in pod.connections().all() {
+        let list = match connection.direction {
             Direction::Inbound => &mut open.inbound,
             Direction::Outbound => &mut open.outbound,
         };
-        list.push(OpenConnection {
-            src: listed.src.to_string(),
-            original_dst: listed.original_dst,
-            actual_dst: listed.actual_dst.to_string(),
-            protocol: listed.protocol,
-        });
+        list.push(listed(&connection));
     }
     open
+}
+
+fn listed(connection: &Connection) -> OpenConnection {
+    let (app, socket) = (connection.app_dst.to_string(), connection.dst.to_string());
+    let (original_dst, actual_dst) = match (connection.direction, &connection.hbone_target) {
+        (Direction::Inbound, Some(authority)) => (authority.to_string(), app),
+        _ => (app, socket),
+    };
+    OpenConnection {
+        src: connection.src.to_string(),
+        original_dst,
+        actual_dst,
+        protocol: if connection.hbone_target.is_some() {
+            "HBONE"
+        } else {
+            "TCP"
+        },
+    }
 }

@@ -134,8 +134,9 @@ impl Home {
     }
 
     /// Decides which core carries something of this weight that was accepted here: this one, unless it is busy and
-    /// another is not, or has much more to look after. A connection weighs 1.
-    pub fn place(&self, weight: usize) -> Place {
+    /// another is not, or has much more to look after. A connection weighs 1. With the runtime of that core, if it is
+    /// another.
+    pub fn place(&self, weight: usize) -> (Place, Option<&Handle>) {
         let home = &self.core;
         let chosen = if place::stays(home.load.standing()) {
             home
@@ -145,11 +146,11 @@ impl Home {
         };
         let elsewhere = chosen.number != home.number;
         chosen.load.takes(weight, elsewhere);
-        Place {
-            core: chosen.clone(),
+        let place = Place {
+            load: Arc::clone(&chosen.load),
             weight,
-            elsewhere,
-        }
+        };
+        (place, elsewhere.then_some(&chosen.handle))
     }
 }
 
@@ -162,21 +163,13 @@ impl Drop for Home {
 /// A connection's place on a core; it counts as one of that core's until it is dropped.
 #[derive(Debug)]
 pub struct Place {
-    core: Core,
+    load: Arc<Load>,
     weight: usize,
-    elsewhere: bool,
-}
-
-impl Place {
-    /// The core's runtime, if it is another than the one that accepted.
-    pub fn elsewhere(&self) -> Option<&Handle> {
-        self.elsewhere.then_some(&self.core.handle)
-    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.core.load.gives_back(self.weight);
+        self.load.gives_back(self.weight);
     }
 }
 

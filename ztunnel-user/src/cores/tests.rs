@@ -95,7 +95,7 @@ fn pods_are_spread_over_the_cores_and_leave_their_place() {
 fn a_core_at_work_gives_what_it_accepts_to_one_that_rests() {
     let (cores, running) = start(2, Duration::ZERO).unwrap();
     let home = cores.settle();
-    assert!(home.place(1).elsewhere().is_none(), "nobody has anything to do");
+    assert!(home.place(1).1.is_none(), "nobody has anything to do");
     let working = Arc::new(AtomicBool::new(true));
     let work = Arc::clone(&working);
     let task = home.handle().spawn(async move {
@@ -104,13 +104,13 @@ fn a_core_at_work_gives_what_it_accepts_to_one_that_rests() {
         }
     });
     assert!(
-        becomes_true(|| home.place(1).elsewhere().is_some()),
+        becomes_true(|| home.place(1).1.is_some()),
         "its home is busy"
     );
     working.store(false, Ordering::Relaxed);
     assert!(becomes_true(|| task.is_finished()));
     assert!(
-        becomes_true(|| home.place(1).elsewhere().is_none()),
+        becomes_true(|| home.place(1).1.is_none()),
         "and rests again"
     );
     assert!(cores.handed_over().sum::<u64>() > 0);

@@ -16,7 +16,7 @@ use super::driver::{Driver, Event};
 use super::error::{Broken, HboneError};
 use super::frame::Reason;
 use super::link::Link;
-use super::request::{ConnectHead, response_baggage};
+use super::request::ConnectHead;
 use super::stream::{HboneStream, Seat, StreamEnd};
 use super::tunnel::{Role, Tunnel};
 
@@ -225,8 +225,7 @@ pub(super) async fn request(
         let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         return Err(refused(HboneError::Status(status)));
     }
-    let baggage = response_baggage(&answer);
-    Ok(HboneStream::new(seat).with_baggage(baggage).with_lease(lease))
+    Ok(HboneStream::new(seat).with_lease(lease))
 }
 
 fn refused(error: HboneError) -> RequestFailure {

@@ -242,9 +242,3 @@ pub(super) fn accept_baggage(baggage: Option<&Baggage<'_>>) -> Option<String> {
     let value = baggage.map(ToString::to_string);
     value.filter(|text| !text.is_empty() && is_field_value(text))
 }
-
-/// The baggage of a response.
-pub(super) fn response_baggage(fields: &Fields) -> Option<Baggage<'static>> {
-    let value = fields.baggage.as_deref();
-    value.map(|value| owned_baggage(Baggage::parse(value)))
-}

@@ -15,9 +15,9 @@ use thiserror::Error;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::client::Lease;
 use super::error::Broken;
 use super::frame::Reason;
-use super::headers::Baggage;
 use super::tunnel::{StreamId, Tunnel};
 
 /// Why a stream carries no more bytes, apart from an orderly END_STREAM.
@@ -65,9 +65,8 @@ impl Drop for Seat {
 pub struct HboneStream {
     reader: HboneReader,
     writer: HboneWriter,
-    baggage: Option<Box<Baggage<'static>>>,
-    /// What ends with the stream: its place among those of the tunnel.
-    _lease: Option<Box<dyn std::any::Any + Send>>,
+    /// Of ours: its place among those of the tunnel.
+    _lease: Option<Lease>,
 }
 
 /// The way from the peer.
@@ -90,25 +89,13 @@ impl HboneStream {
                 seat: Arc::clone(&seat),
             },
             writer: HboneWriter { seat },
-            baggage: None,
             _lease: None,
         }
     }
 
-    pub(super) fn with_baggage(mut self, baggage: Option<Baggage<'static>>) -> Self {
-        self.baggage = baggage.map(Box::new);
+    pub(super) fn with_lease(mut self, lease: Lease) -> Self {
+        self._lease = Some(lease);
         self
-    }
-
-    pub(super) fn with_lease(mut self, lease: impl Send + 'static) -> Self {
-        self._lease = Some(Box::new(lease));
-        self
-    }
-
-    /// What the peer said in its answer about the destination: for telemetry only.
-    #[must_use]
-    pub fn peer_baggage(&self) -> Option<&Baggage<'static>> {
-        self.baggage.as_deref()
     }
 
     /// Both ways, to be used at the same time.

@@ -1,44 +1,29 @@
-//! The connections a pod has open through the proxy, for people who ask (`/config_dump`). It judges nothing and
-//! closes nothing.
+//! The connections a pod has open, through the proxy or past it, for people who ask (`/config_dump`). It judges nothing
+//! and closes nothing.
 
 use std::{
-    collections::HashMap,
-    net::SocketAddr,
+    collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use crate::telemetry::Direction;
-
-/// One open connection.
-#[derive(Clone, Debug)]
-pub struct Listed {
-    /// Which way it goes.
-    pub direction: Direction,
-    /// The client.
-    pub src: SocketAddr,
-    /// What the client asked for: an address, or a tunnel's authority.
-    pub original_dst: String,
-    /// Where it was connected to.
-    pub actual_dst: SocketAddr,
-    /// `HBONE` or `TCP`.
-    pub protocol: &'static str,
-}
+use crate::telemetry::Connection;
 
 /// The open connections of one pod.
 #[derive(Debug, Default)]
 pub struct Connections {
     next: AtomicU64,
-    open: Mutex<HashMap<u64, Listed>>,
+    /// By the order in which they opened.
+    open: Mutex<BTreeMap<u64, Arc<Connection>>>,
 }
 
 impl Connections {
     /// Lists a connection until the guard is dropped.
-    pub fn list(self: &Arc<Self>, connection: Listed) -> ListedGuard {
+    pub fn list(self: &Arc<Self>, connection: &Arc<Connection>) -> ListedGuard {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.lock().insert(id, connection);
+        self.lock().insert(id, Arc::clone(connection));
         ListedGuard {
             connections: Arc::clone(self),
             id,
@@ -46,17 +31,11 @@ impl Connections {
     }
 
     /// Every open connection, oldest first.
-    pub fn all(&self) -> Vec<Listed> {
-        let mut all: Vec<_> = self
-            .lock()
-            .iter()
-            .map(|(id, listed)| (*id, listed.clone()))
-            .collect();
-        all.sort_by_key(|(id, _)| *id);
-        all.into_iter().map(|(_, listed)| listed).collect()
+    pub fn all(&self) -> Vec<Arc<Connection>> {
+        self.lock().values().cloned().collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Listed>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Connection>>> {
         // Entries are whole or absent; a panic elsewhere cannot leave one half-written.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }

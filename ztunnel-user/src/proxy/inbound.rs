@@ -8,11 +8,12 @@ use ztunnel_common::listener::MESH_PORTS;
 
 use super::{
     Client, Pod,
-    connections::Listed,
     copy::{Endpoint, relay},
-    dial, ending,
+    dial,
     judge::{self, Judged},
+    open::Open,
     outbound::baggage,
+    serve::Arrival,
 };
 use crate::{
     capture::Captured,
@@ -27,7 +28,12 @@ use crate::{
 };
 
 /// Serves one tunnel to its end.
-pub(super) async fn serve(pod: Arc<Pod>, captured: Captured, mut drain: drain::Watch) {
+pub(super) async fn serve(pod: Arc<Pod>, arrival: Arrival) {
+    let Arrival {
+        captured,
+        mut drain,
+        place: _place,
+    } = arrival;
     let _open = pod.telemetry.socket_opened(Direction::Inbound);
     let Captured {
         stream,
@@ -89,17 +95,18 @@ impl Handler for Tunnel {
         responder: Responder,
     ) -> impl Future<Output = ()> + Send + 'static {
         let (pod, peer, client, local) = (Arc::clone(&self.pod), self.peer.clone(), self.client, self.local);
-        let drain = self.drain.clone();
+        let tunnel = Tunnel {
+            pod,
+            peer,
+            client,
+            local,
+            drain: self.drain.clone(),
+        };
+        let opening = Box::pin(tunnel.open(request, responder));
         async move {
-            Tunnel {
-                pod,
-                peer,
-                client,
-                local,
-                drain,
+            if let Some((open, mut judged)) = opening.await {
+                open.carry(async move { judged.revoked().await }).await;
             }
-            .carry(request, responder)
-            .await;
         }
     }
 
@@ -114,42 +121,37 @@ impl Handler for Tunnel {
 }
 
 impl Tunnel {
-    async fn carry(self, request: ConnectRequest, responder: Responder) {
+    /// Connects to the app, and answers; `None` if the connection has ended, and its client knows.
+    async fn open(self, request: ConnectRequest, responder: Responder) -> Option<(Open, Judged)> {
         let mut connection = self.describe(&request);
         let permitted = self.permit(&request, &mut connection);
         let tracker = self.pod.telemetry.open(connection);
-        let (workload, permit, mut judged) = match permitted {
+        let (workload, permit, judged) = match permitted {
             Ok(permitted) => permitted,
             Err((status, refusal)) => {
                 responder.refuse(status);
-                return tracker.finish(Err(refusal));
+                tracker.finish(Err(refusal));
+                return None;
             }
         };
-        let target = permit.destination();
-        let _listed = self.pod.connections.list(Listed {
-            direction: Direction::Inbound,
-            src: self.client,
-            original_dst: request.authority.to_string(),
-            actual_dst: target,
-            protocol: "HBONE",
-        });
-        let mut drain = self.drain.clone();
-        let dialled = self.dial(permit, responder, &workload).await;
-        let (app, stream) = match dialled {
+        let listed = self.pod.connections.list(tracker.connection());
+        let drain = self.drain.clone();
+        let (app, stream) = match self.dial(permit, responder, &workload).await {
             Ok(dialled) => dialled,
-            Err(failure) => return tracker.finish(Err(failure)),
+            Err(failure) => {
+                tracker.finish(Err(failure));
+                return None;
+            }
         };
-        let counters = Arc::clone(tracker.counters());
-        // Cutting resets both ends: dropping the relay does.
-        let end = tokio::select! {
-            biased;
-            // The drain's cut takes tunnels down too, which is not how the connection ended; and what was allowed
-            // when it was dialled may not be any more, and then no byte is carried.
-            () = drain.cut() => Err(ending::cut()),
-            revoked = judged.revoked() => Err(revoked),
-            end = relay(app, stream.into(), &counters) => ending::of(end, &drain),
+        let open = Open {
+            relay: relay(app, stream.into(), Arc::clone(tracker.counters())),
+            tracker,
+            drain,
+            listed,
+            place: None,
+            socket: None,
         };
-        tracker.finish(end);
+        Some((open, judged))
     }
 
     /// What is known of the connection, from the tunnel and from what its client says for telemetry.
@@ -206,10 +208,11 @@ impl Tunnel {
                 CloseReason::SelfCall.with(format!("port {port} is the mesh's own")),
             ));
         }
+        connection.app_dst = SocketAddr::new(self.local.ip(), port);
         let facts = Facts {
             source: Some(self.peer.id().clone()),
             source_ip: self.client.ip(),
-            destination: SocketAddr::new(self.local.ip(), port),
+            destination: connection.app_dst,
         };
         let (permit, judged) =
             judge::judge(&self.pod, facts).map_err(|refusal| (StatusCode::UNAUTHORIZED, refusal))?;

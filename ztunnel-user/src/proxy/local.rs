@@ -159,17 +159,24 @@ impl LocalPeer {
         self.workload.identity()
     }
 
+    /// What the pod is now, if it is not who it was.
+    fn other(&self) -> Option<CloseDetail> {
+        let now = self.pod.workload_in(&self.pod.mesh.load());
+        let (was, now) = (self.identity(), now.map(|workload| workload.identity()));
+        if now.as_ref() == Some(&was) {
+            return None;
+        }
+        let now = now.map_or_else(|| "not in the mesh".to_owned(), |now| format!("{now}"));
+        Some(CloseReason::PolicyChanged.with(format!("the client was {was} and is {now}")))
+    }
+
     /// Waits until the mesh gives the pod another identity, or none; for ever while it does not. Whoever spoke for
     /// it as it was has to stop then. Cancel-safe.
     pub(super) async fn no_longer(&self) -> CloseDetail {
-        let identity = self.identity();
         let mut changes = self.pod.mesh.subscribe();
         loop {
-            let now = self.pod.workload_in(&self.pod.mesh.load());
-            let now = now.map(|workload| workload.identity());
-            if now.as_ref() != Some(&identity) {
-                let now = now.map_or_else(|| "not in the mesh".to_owned(), |now| format!("{now}"));
-                return CloseReason::PolicyChanged.with(format!("the client was {identity} and is {now}"));
+            if let Some(other) = self.other() {
+                return other;
             }
             if changes.changed().await.is_err() {
                 // The mesh is only given up with the process, which drains.

@@ -7,18 +7,18 @@ use tokio::net::TcpStream;
 
 use super::{
     Pod,
-    connections::Listed,
-    copy::{Endpoint, RelayEnd, RelayError, relay, relay_spliced},
-    dial, ending,
+    copy::{Endpoint, Relaying, relay, relay_spliced},
+    dial,
     judge::Judged,
     local::LocalPeer,
+    open::Open,
+    serve::Arrival,
     same_node::{self, Neighbour},
     splice::Between,
 };
 use crate::{
     bpf::{DirectGuard, four_tuple},
     capture::{self, Captured},
-    drain,
     hbone::{Authority, ConnectHead, TunnelKey, headers},
     mesh::{Flow, HboneRoute, Route, TcpRoute, Workload, resolve},
     reason::{CloseDetail, CloseReason},
@@ -26,8 +26,23 @@ use crate::{
 };
 
 /// Carries one captured connection to its end.
-pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::Watch) {
-    let _open = pod.telemetry.socket_opened(Direction::Outbound);
+pub(super) fn carry(pod: Arc<Pod>, arrival: Arrival) -> impl Future<Output = ()> + Send {
+    let opening = Box::pin(open(pod, arrival));
+    async move {
+        if let Some((open, mut leave)) = opening.await {
+            open.carry(async move { leave.revoked().await }).await;
+        }
+    }
+}
+
+/// Connects to where the connection goes; `None` if it has ended, and its client knows.
+async fn open(pod: Arc<Pod>, arrival: Arrival) -> Option<(Open, Leave)> {
+    let Arrival {
+        captured,
+        mut drain,
+        place,
+    } = arrival;
+    let socket = pod.telemetry.socket_opened(Direction::Outbound);
     let Captured {
         stream,
         client,
@@ -37,60 +52,62 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
     let way = LocalPeer::of_captured(&pod, &stream, original_dst)
         .and_then(|peer| Ok((way(&peer, &mut connection)?, peer)));
     let tracker = pod.telemetry.open(connection);
-    let (mut way, peer) = match way {
+    let (way, peer) = match way {
         Ok(way) => way,
         Err(refusal) => {
             tracker.finish(Err(refusal));
-            return dial::refuse(stream);
+            dial::refuse(stream);
+            return None;
         }
     };
-    let _listed = pod.connections.list(Listed {
-        direction: Direction::Outbound,
-        src: client,
-        original_dst: original_dst.to_string(),
-        actual_dst: tracker.connection().dst,
-        protocol: if tracker.connection().hbone_target.is_some() {
-            "HBONE"
-        } else {
-            "TCP"
-        },
-    });
+    let listed = pod.connections.list(tracker.connection());
     let upstream = tokio::select! {
-        upstream = reach(&pod, tracker.connection(), &mut way, &peer) => upstream,
+        upstream = reach(&pod, tracker.connection(), way, &peer) => upstream,
         () = drain.cut() => Err(CloseReason::Drained.with("while connecting")),
     };
-    let reached = match upstream {
-        Ok(upstream) => upstream,
+    let (reached, judged) = match upstream {
+        Ok(reached) => reached,
         Err(failure) => {
             tracker.finish(Err(failure));
-            return dial::refuse(stream);
+            dial::refuse(stream);
+            return None;
         }
     };
-    let counters = Arc::clone(tracker.counters());
-    let end = tokio::select! {
-        biased;
-        () = drain.cut() => Err(ending::cut()),
-        revoked = way.revoked() => Err(revoked),
-        other = peer.no_longer() => Err(other),
-        end = relay_all(&pod, stream, reached, &counters) => ending::of(end, &drain),
+    let open = Open {
+        relay: relay_all(&pod, stream, reached, Arc::clone(tracker.counters())),
+        tracker,
+        drain,
+        listed,
+        place: Some(place),
+        socket: Some(socket),
     };
-    tracker.finish(end);
+    Some((open, Leave { peer, judged }))
 }
 
 /// How a connection leaves the pod.
 enum Way {
     Tunnel(HboneRoute),
     Plain(TcpRoute),
-    /// To another pod of this node; leave to connect, until it is used, and the judgement that stands behind it.
-    Neighbour(Option<Neighbour>, Judged),
+    /// To another pod of this node; leave to connect, and the judgement that stands behind it.
+    Neighbour(Neighbour, Box<Judged>),
 }
 
-impl Way {
-    /// Waits until the connection is no longer allowed, as far as that is ours to say; for ever while it is.
+/// By which the connection is open: who its client is, and where that is ours to say, the judgement of the destination.
+struct Leave {
+    peer: LocalPeer,
+    judged: Option<Box<Judged>>,
+}
+
+impl Leave {
+    /// Waits until the connection is no longer allowed; for ever while it is.
     async fn revoked(&mut self) -> CloseDetail {
-        match self {
-            Self::Neighbour(_, judged) => judged.revoked().await,
-            Self::Tunnel(_) | Self::Plain(_) => std::future::pending().await,
+        match &mut self.judged {
+            None => self.peer.no_longer().await,
+            Some(judged) => tokio::select! {
+                biased;
+                revoked = judged.revoked() => revoked,
+                other = self.peer.no_longer() => other,
+            },
         }
     }
 }
@@ -128,7 +145,7 @@ fn way(peer: &LocalPeer, connection: &mut Connection) -> Result<Way, CloseDetail
             match same_node::judge(peer, connection.src, &hbone) {
                 Ok(Some((neighbour, judged))) => {
                     connection.dst = neighbour.permit.destination();
-                    Ok(Way::Neighbour(Some(neighbour), judged))
+                    Ok(Way::Neighbour(neighbour, Box::new(judged)))
                 }
                 Ok(None) => {
                     connection.dst = hbone.tunnel;
@@ -155,40 +172,42 @@ enum Reached {
 }
 
 /// Carries the bytes, past the proxy where both pods ask for it and it can be.
-async fn relay_all(
-    pod: &Pod,
-    stream: TcpStream,
-    reached: Reached,
-    counters: &Counters,
-) -> Result<RelayEnd, RelayError> {
-    let (upstream, _passes) = match reached {
-        Reached::Alone(upstream) => (upstream, None),
-        Reached::Neighbour(upstream, server, passes) => {
-            let ways = Between::of(pod, &server).and_then(|between| between.ways(&stream, &upstream));
-            if let Some(ways) = ways {
-                let end = relay_spliced(stream, upstream, ways, counters).await;
-                drop(passes);
-                return end;
-            }
-            (Endpoint::Tcp(upstream), Some(passes))
-        }
+fn relay_all(pod: &Pod, stream: TcpStream, reached: Reached, counters: Arc<Counters>) -> Relaying {
+    let (upstream, server, passes) = match reached {
+        Reached::Alone(upstream) => return relay(Endpoint::Tcp(stream), upstream, counters),
+        Reached::Neighbour(upstream, server, passes) => (upstream, server, passes),
     };
-    relay(Endpoint::Tcp(stream), upstream, counters).await
+    let ways = Between::of(pod, &server).and_then(|between| between.ways(&stream, &upstream));
+    match ways {
+        Some(ways) => Box::pin(async move {
+            let end = relay_spliced(stream, upstream, ways, counters).await;
+            drop(passes);
+            end
+        }),
+        None => {
+            let carried = relay(Endpoint::Tcp(stream), Endpoint::Tcp(upstream), counters);
+            Box::pin(async move {
+                let end = carried.await;
+                drop(passes);
+                end
+            })
+        }
+    }
 }
 
-/// Connects; with what the connection needs to pass, for as long as it lives.
+/// Connects; with what the connection needs to pass, for as long as it lives, and what it was judged by.
 async fn reach(
     pod: &Pod,
     connection: &Connection,
-    way: &mut Way,
+    way: Way,
     peer: &LocalPeer,
-) -> Result<Reached, CloseDetail> {
+) -> Result<(Reached, Option<Box<Judged>>), CloseDetail> {
     match way {
-        Way::Plain(tcp) => Ok(Reached::Alone(pod.upstream.connect(tcp.target).await?.into())),
-        Way::Neighbour(neighbour, _) => {
-            let neighbour = neighbour
-                .take()
-                .ok_or_else(|| CloseReason::Internal.with("a permit is good for one dial"))?;
+        Way::Plain(tcp) => {
+            let stream = pod.upstream.connect(tcp.target).await?;
+            Ok((Reached::Alone(stream.into()), None))
+        }
+        Way::Neighbour(neighbour, judged) => {
             let (stream, passes) = pod
                 .upstream
                 .connect_neighbour(
@@ -199,7 +218,7 @@ async fn reach(
                     Between::of(pod, &neighbour.pod).as_ref(),
                 )
                 .await?;
-            Ok(Reached::Neighbour(stream, neighbour.pod, passes))
+            Ok((Reached::Neighbour(stream, neighbour.pod, passes), Some(judged)))
         }
         Way::Tunnel(hbone) => {
             let source = peer.workload();
@@ -209,14 +228,14 @@ async fn reach(
                 tunnel: hbone.tunnel,
                 expected: hbone.expected.clone(),
             };
-            let head = head(connection, hbone, source)?;
+            let head = head(connection, &hbone, source)?;
             let stream = pod
                 .pools
                 .here()
                 .connect(&key, &head)
                 .await
                 .map_err(|error| error.detail())?;
-            Ok(Reached::Alone(stream.into()))
+            Ok((Reached::Alone(stream.into()), None))
         }
     }
 }

@@ -8,14 +8,15 @@ use ztunnel_common::listener::MESH_PORTS;
 
 use super::{
     Client, Pod,
-    connections::Listed,
     copy::{Endpoint, relay},
-    dial, ending, judge,
+    dial,
+    judge::{self, Judged},
     local::LocalPeer,
+    open::Open,
+    serve::Arrival,
 };
 use crate::{
     capture::Captured,
-    drain,
     policy::Facts,
     reason::CloseReason,
     telemetry::{Connection, Direction, Peer},
@@ -26,8 +27,23 @@ fn client_of(recorded: Option<LocalPeer>) -> Client {
 }
 
 /// Carries one captured connection to its end.
-pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::Watch) {
-    let _open = pod.telemetry.socket_opened(Direction::Inbound);
+pub(super) fn carry(pod: Arc<Pod>, arrival: Arrival) -> impl Future<Output = ()> + Send {
+    let opening = Box::pin(open(pod, arrival));
+    async move {
+        if let Some((open, mut judged)) = opening.await {
+            open.carry(async move { judged.revoked().await }).await;
+        }
+    }
+}
+
+/// Connects to the app; `None` if the connection has ended, and its client knows.
+async fn open(pod: Arc<Pod>, arrival: Arrival) -> Option<(Open, Judged)> {
+    let Arrival {
+        captured,
+        mut drain,
+        place,
+    } = arrival;
+    let socket = pod.telemetry.socket_opened(Direction::Inbound);
     let Captured {
         stream,
         client,
@@ -68,20 +84,15 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
         )
     };
     let tracker = pod.telemetry.open(connection);
-    let (permit, mut judged) = match permitted {
+    let (permit, judged) = match permitted {
         Ok(permitted) => permitted,
         Err(refusal) => {
             tracker.finish(Err(refusal));
-            return dial::refuse(stream);
+            dial::refuse(stream);
+            return None;
         }
     };
-    let _listed = pod.connections.list(Listed {
-        direction: Direction::Inbound,
-        src: client,
-        original_dst: original_dst.to_string(),
-        actual_dst: original_dst,
-        protocol: "TCP",
-    });
+    let listed = pod.connections.list(tracker.connection());
     let dialled = tokio::select! {
         dialled = pod.app.connect(permit, client_of(recorded)) => dialled,
         () = drain.cut() => Err(CloseReason::Drained.with("while connecting")),
@@ -90,15 +101,18 @@ pub(super) async fn carry(pod: Arc<Pod>, captured: Captured, mut drain: drain::W
         Ok(app) => app,
         Err(failure) => {
             tracker.finish(Err(failure));
-            return dial::refuse(stream);
+            dial::refuse(stream);
+            return None;
         }
     };
     let counters = Arc::clone(tracker.counters());
-    let end = tokio::select! {
-        biased;
-        () = drain.cut() => Err(ending::cut()),
-        revoked = judged.revoked() => Err(revoked),
-        end = relay(Endpoint::Tcp(app), Endpoint::Tcp(stream), &counters) => ending::of(end, &drain),
+    let open = Open {
+        relay: relay(Endpoint::Tcp(app), Endpoint::Tcp(stream), counters),
+        tracker,
+        drain,
+        listed,
+        place: Some(place),
+        socket: Some(socket),
     };
-    tracker.finish(end);
+    Some((open, judged))
 }

@@ -9,7 +9,7 @@ use super::{Pod, inbound, outbound, plaintext};
 use crate::{
     bpf::Tables,
     capture::{Captured, ListenError, Listener, Role},
-    cores::Home,
+    cores::{Home, Place},
     drain,
     node::Netns,
 };
@@ -66,6 +66,14 @@ pub fn start(pod: &Arc<Pod>, listeners: PodListeners, drain: &drain::Watch, home
     runtime.spawn(door(plaintext, 1).accept_all(drain.clone(), plaintext::carry));
 }
 
+/// A connection that has come in.
+pub(super) struct Arrival {
+    pub(super) captured: Captured,
+    pub(super) drain: drain::Watch,
+    /// Counts it among those of its core, until it is dropped.
+    pub(super) place: Place,
+}
+
 /// Where connections of one role come in.
 struct Door {
     pod: Arc<Pod>,
@@ -78,7 +86,7 @@ struct Door {
 impl Door {
     async fn accept_all<F, Fut>(self, drain: drain::Watch, carry: F)
     where
-        F: Fn(Arc<Pod>, Captured, drain::Watch) -> Fut + Copy + Send + 'static,
+        F: Fn(Arc<Pod>, Arrival) -> Fut + Copy + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
         let guard = loop {
@@ -110,16 +118,18 @@ impl Door {
     /// Gives a connection to the core that carries it.
     fn give<F, Fut>(&self, captured: Captured, drain: &drain::Watch, carry: F)
     where
-        F: Fn(Arc<Pod>, Captured, drain::Watch) -> Fut + Send + 'static,
+        F: Fn(Arc<Pod>, Arrival) -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
         let (pod, drain) = (Arc::clone(&self.pod), drain.clone());
-        let place = self.home.place(self.weight);
-        let Some(other) = place.elsewhere().cloned() else {
-            tokio::spawn(async move {
-                let _place = place;
-                carry(pod, captured, drain).await;
-            });
+        let (place, elsewhere) = self.home.place(self.weight);
+        let arrival = |captured| Arrival {
+            captured,
+            drain,
+            place,
+        };
+        let Some(other) = elsewhere else {
+            tokio::spawn(carry(pod, arrival(captured)));
             return;
         };
         // A socket that cannot change hands is closed, with a reset: nothing of it was read.
@@ -127,10 +137,10 @@ impl Door {
             tracing::warn!(pod = %pod.name, %error, "a captured connection is lost on its way to another core");
         };
         match captured.detach() {
+            // A task that does no more than this: what it holds is not held as long as the connection is open.
             Ok(detached) => drop(other.spawn(async move {
-                let _place = place;
                 match detached.attach() {
-                    Ok(captured) => carry(pod, captured, drain).await,
+                    Ok(captured) => drop(tokio::spawn(carry(pod, arrival(captured)))),
                     Err(error) => lost(&pod, &error),
                 }
             })),

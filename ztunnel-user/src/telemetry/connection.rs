@@ -115,6 +115,9 @@ pub struct Connection {
     pub src: SocketAddr,
     /// The address it went to: of the tunnel if there is one, else of the destination.
     pub dst: SocketAddr,
+    /// The destination as apps know it: what the client's app asked for; of a tunnel's connection at the server's pod,
+    /// the app's own address.
+    pub app_dst: SocketAddr,
     /// What the tunnel's CONNECT asks for (`ip:port` or `host:port`). `Some` means mutual TLS.
     pub hbone_target: Option<Arc<str>>,
     /// The client.
@@ -135,6 +138,7 @@ impl Connection {
             direction,
             src,
             dst,
+            app_dst: dst,
             hbone_target: None,
             source: Peer::default(),
             destination: Peer::default(),
@@ -190,7 +194,7 @@ impl Counters {
 #[must_use = "a tracker that is dropped reports a connection that failed for internal reasons"]
 pub struct ConnectionTracker {
     telemetry: Arc<Telemetry>,
-    connection: Connection,
+    connection: Arc<Connection>,
     series: OpenSeries,
     started: Instant,
     finished: bool,
@@ -199,7 +203,7 @@ pub struct ConnectionTracker {
 impl ConnectionTracker {
     pub(super) fn start(
         telemetry: Arc<Telemetry>,
-        connection: Connection,
+        connection: Arc<Connection>,
         series: OpenSeries,
         started: Instant,
     ) -> Self {
@@ -221,7 +225,7 @@ impl ConnectionTracker {
 
     /// What is tracked.
     #[must_use]
-    pub fn connection(&self) -> &Connection {
+    pub fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }
 

@@ -38,6 +38,7 @@ pub(crate) fn hbone(direction: Direction) -> Connection {
         direction,
         src: "10.1.0.1:45678".parse().unwrap(),
         dst: "10.1.0.2:15008".parse().unwrap(),
+        app_dst: "10.1.0.2:9080".parse().unwrap(),
         hbone_target: Some("10.1.0.2:9080".into()),
         source: proven(workload("sleep")),
         destination: proven(workload("productpage")),

@@ -13,7 +13,7 @@ use super::{Flows, State, ends};
 use crate::{
     mesh::{Service, Snapshot, Workload},
     policy::Facts,
-    proxy::{self, Listed, ListedGuard},
+    proxy::{self, ListedGuard},
     reason::{CloseDetail, CloseReason},
     telemetry::{Connection, ConnectionTracker, Direction, FlowPath, Peer, SocketGuard},
 };
@@ -50,7 +50,7 @@ struct Side {
 impl Open {
     /// What is known of it.
     pub(super) fn connection(&self) -> Option<&Connection> {
-        self.own.as_ref().map(|side| side.tracker.connection())
+        self.own.as_ref().map(|side| &**side.tracker.connection())
     }
 
     fn finish(mut self, event: &FlowEvent, end: Result<(), CloseDetail>) {
@@ -114,33 +114,25 @@ impl Flows {
             (known != Known::Failed && flow.path == PATH_DIRECT && flow.direction == OUTBOUND).then(|| {
                 let mut server = connection.clone();
                 server.direction = Direction::Inbound;
-                self.side(flow.peer, flow, server, known)
+                self.side(flow.peer, server, known)
             });
         Open {
             flow: *flow,
-            own: Some(self.side(flow.pod, flow, connection, known)),
+            own: Some(self.side(flow.pod, connection, known)),
             server,
             cut: None,
         }
     }
 
     /// What a pod reports of a connection.
-    fn side(&self, pod: u64, flow: &FlowRecord, connection: Connection, known: Known) -> Side {
-        let (src, dst) = ends(flow);
+    fn side(&self, pod: u64, connection: Connection, known: Known) -> Side {
         let pod = (known == Known::Open).then(|| self.served(pod)).flatten();
-        let listed = pod.map(|pod| {
-            pod.connections().list(Listed {
-                direction: connection.direction,
-                src,
-                original_dst: asked(flow).to_string(),
-                actual_dst: dst,
-                protocol: "TCP",
-            })
-        });
+        let socket = self.telemetry.socket_opened(connection.direction);
+        let tracker = self.telemetry.open(connection);
         Side {
-            _socket: self.telemetry.socket_opened(connection.direction),
-            _listed: listed,
-            tracker: self.telemetry.open(connection),
+            _socket: socket,
+            _listed: pod.map(|pod| pod.connections().list(tracker.connection())),
+            tracker,
         }
     }
 
@@ -223,6 +215,7 @@ impl Flows {
         };
         let own = self.workload(state, &snapshot, flow.pod);
         let mut connection = Connection::new(direction, src, dst);
+        connection.app_dst = asked(flow);
         connection.path = match flow.path {
             PATH_DIRECT => FlowPath::Direct,
             PATH_PASSTHROUGH => FlowPath::Passthrough,

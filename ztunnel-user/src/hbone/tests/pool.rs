@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use h2::Reason;
-use http::{HeaderValue, Response, StatusCode};
+use http::{Response, StatusCode};
 use tokio::io::DuplexStream;
 use tokio::time::{Instant, sleep};
 
@@ -147,23 +147,6 @@ async fn a_refusal_is_reported_and_not_tried_again() {
         "upstream_status: http status: 401 Unauthorized"
     );
     assert_eq!((peers.dials(), pool.tunnels()), (1, 1));
-}
-
-#[tokio::test]
-async fn the_destinations_baggage_is_kept() {
-    let (pool, peers) = pool();
-    peers.add(|io| async move {
-        let mut connection = h2::server::handshake(io).await.unwrap();
-        while let Some(Ok((_, mut respond))) = connection.accept().await {
-            let mut response = Response::new(());
-            let baggage = HeaderValue::from_static("k8s.namespace.name=there");
-            response.headers_mut().insert("baggage", baggage);
-            respond.send_response(response, false).unwrap();
-        }
-    });
-    let stream = pool.connect(&key(), &head()).await.unwrap();
-    let namespace = stream.peer_baggage().unwrap().namespace.as_deref();
-    assert_eq!(namespace, Some("there"));
 }
 
 /// Resets the first request with `reason`.

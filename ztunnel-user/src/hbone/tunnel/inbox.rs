@@ -5,6 +5,7 @@
 //! stream holds stays near what its window allows.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 
 use bytes::{Bytes, BytesMut};
 
@@ -16,8 +17,9 @@ const SHARE: usize = 4;
 const LEAST_PIECE: usize = 64;
 /// Longest piece that is copied together, bytes.
 const LONGEST_COPY: usize = 64 << 10;
-/// Room for so many pieces is kept when the last one is taken.
-const KEPT: usize = 64;
+/// When the last piece is taken, a list with room for this many is kept: bulk uses it again at once. A longer one would
+/// cost too much, and a shorter one is what a stream has that is silent most of the time: it is made anew in no time.
+const KEPT: RangeInclusive<usize> = 5..=64;
 
 /// The bytes, in pieces.
 #[derive(Debug, Default)]
@@ -48,7 +50,7 @@ impl Inbox {
     /// Takes the first piece.
     pub(super) fn pop(&mut self) -> Option<Bytes> {
         let piece = self.pieces.pop_front()?;
-        if self.pieces.is_empty() && self.pieces.capacity() > KEPT {
+        if self.pieces.is_empty() && !KEPT.contains(&self.pieces.capacity()) {
             self.pieces = VecDeque::new();
         }
         Some(match piece {

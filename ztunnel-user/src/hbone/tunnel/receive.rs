@@ -128,7 +128,7 @@ impl Core {
                 Some(fields) if fields.status == 0 => return self.reset_now(id, Reason::PROTOCOL_ERROR),
                 Some(fields) => {
                     stream.answered = true;
-                    stream.answer = Some(fields);
+                    stream.answer = Some(Box::new(fields));
                     stream.wake_reader();
                 }
             }

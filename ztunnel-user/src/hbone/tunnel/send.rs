@@ -88,7 +88,7 @@ impl Core {
             return Poll::Ready(Err(StreamEnd::Closed));
         };
         if let Some(answer) = stream.answer.take() {
-            return Poll::Ready(Ok(answer));
+            return Poll::Ready(Ok(*answer));
         }
         match &stream.received {
             Some(Err(end)) => Poll::Ready(Err(end.clone())),

@@ -23,8 +23,8 @@ pub(crate) struct Stream {
     pub(super) inbox: Inbox,
     /// How the way from the peer ends, behind what is in the inbox.
     pub(super) received: Option<Result<(), StreamEnd>>,
-    /// The answer to our request.
-    pub(super) answer: Option<Fields>,
+    /// The answer to our request, until it is asked for.
+    pub(super) answer: Option<Box<Fields>>,
     /// Whether the answer has come.
     pub(super) answered: bool,
     /// What the peer may still send, bytes.

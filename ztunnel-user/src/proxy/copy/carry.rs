@@ -8,6 +8,9 @@ use bytes::{Buf, Bytes};
 /// Most chunks written with one system call.
 const MAX_SLICES: usize = 32;
 
+/// A list with room for no more chunks than this is made anew in no time: a silent connection need not keep it.
+const SHORT: usize = 4;
+
 /// A queue of chunks, none of them empty.
 #[derive(Debug, Default)]
 pub(super) struct Carry {
@@ -56,6 +59,7 @@ impl Carry {
             first.split_to(most)
         };
         self.len -= taken.len();
+        self.shrink();
         taken
     }
 
@@ -83,6 +87,14 @@ impl Carry {
             }
             count -= first.len();
             self.chunks.pop_front();
+        }
+        self.shrink();
+    }
+
+    /// Gives an empty list's room back. Not that of a long one, which bulk uses again at once.
+    fn shrink(&mut self) {
+        if self.chunks.is_empty() && self.chunks.capacity() <= SHORT {
+            self.chunks = VecDeque::new();
         }
     }
 }

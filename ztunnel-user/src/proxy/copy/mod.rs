@@ -13,7 +13,10 @@ mod splice;
 mod tcp;
 
 use std::fmt;
+use std::future::Future;
 use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
 
 pub use splice::{Ways, relay_spliced};
 use thiserror::Error;
@@ -120,20 +123,31 @@ impl RelayError {
     }
 }
 
-/// Carries bytes between `a` and `b` until both ways have ended. Dropped before that, it resets both ends.
-/// `counters` are updated while bytes flow: `sent` from `a` to `b`, `received` from `b` to `a`.
+/// A relay under way: to be polled until both ways have ended. Dropped before that, it resets both ends.
 ///
 /// # Errors
 /// One end was reset or lost; the other has then been reset as well.
-pub async fn relay(a: Endpoint, b: Endpoint, counters: &Counters) -> Result<RelayEnd, RelayError> {
+pub type Relaying = Pin<Box<dyn Future<Output = Result<RelayEnd, RelayError>> + Send>>;
+
+/// Carries bytes between `a` and `b`. `counters` are updated while bytes flow: `sent` from `a` to `b`, `received` from
+/// `b` to `a`. It holds as much memory as these two ends need, and no more: most connections wait most of the time.
+pub fn relay(a: Endpoint, b: Endpoint, counters: Arc<Counters>) -> Relaying {
     use self::hbone::HboneSide;
     use self::relay::run;
     use self::tcp::TcpSide;
     match (a, b) {
-        (Endpoint::Tcp(a), Endpoint::Tcp(b)) => run(TcpSide::new(&a), TcpSide::new(&b), counters).await,
-        (Endpoint::Tcp(a), Endpoint::Hbone(b)) => run(TcpSide::new(&a), HboneSide::new(b), counters).await,
-        (Endpoint::Hbone(a), Endpoint::Tcp(b)) => run(HboneSide::new(a), TcpSide::new(&b), counters).await,
-        (Endpoint::Hbone(a), Endpoint::Hbone(b)) => run(HboneSide::new(a), HboneSide::new(b), counters).await,
+        (Endpoint::Tcp(a), Endpoint::Tcp(b)) => {
+            Box::pin(async move { run(TcpSide::new(&a), TcpSide::new(&b), &counters).await })
+        }
+        (Endpoint::Tcp(a), Endpoint::Hbone(b)) => {
+            Box::pin(async move { run(TcpSide::new(&a), HboneSide::new(b), &counters).await })
+        }
+        (Endpoint::Hbone(a), Endpoint::Tcp(b)) => {
+            Box::pin(async move { run(HboneSide::new(a), TcpSide::new(&b), &counters).await })
+        }
+        (Endpoint::Hbone(a), Endpoint::Hbone(b)) => {
+            Box::pin(async move { run(HboneSide::new(a), HboneSide::new(b), &counters).await })
+        }
     }
 }
 

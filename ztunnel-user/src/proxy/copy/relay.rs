@@ -161,11 +161,12 @@ struct Relay<'c, A, B> {
     lost: Option<Lost>,
 }
 
-pub(super) async fn run<A: SideIo, B: SideIo>(
+/// Not an `async fn`, which would keep its arguments beside what it makes of them.
+pub(super) fn run<A: SideIo, B: SideIo>(
     a: A,
     b: B,
     counters: &Counters,
-) -> Result<RelayEnd, RelayError> {
+) -> impl Future<Output = Result<RelayEnd, RelayError>> {
     let mut relay = Relay {
         a,
         b,
@@ -174,7 +175,7 @@ pub(super) async fn run<A: SideIo, B: SideIo>(
         counters,
         lost: None,
     };
-    poll_fn(|cx| relay.poll(cx)).await
+    poll_fn(move |cx| relay.poll(cx))
 }
 
 impl<A: SideIo, B: SideIo> Relay<'_, A, B> {

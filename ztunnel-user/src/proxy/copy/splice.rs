@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::AsFd;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -40,8 +41,9 @@ pub async fn relay_spliced(
     a: TcpStream,
     b: TcpStream,
     ways: Ways,
-    counters: &Counters,
+    counters: Arc<Counters>,
 ) -> Result<RelayEnd, RelayError> {
+    let counters = &*counters;
     // Goes before the sockets, at whichever end: no app sends through a socket whose relay is over.
     let passed = Passed {
         ways,

@@ -120,7 +120,7 @@ impl Telemetry {
         ];
         self.flows.get_or_create(&labels).inc();
         let series = self.traffic.open(&connection);
-        ConnectionTracker::start(Arc::clone(self), connection, series, Instant::now())
+        ConnectionTracker::start(Arc::clone(self), Arc::new(connection), series, Instant::now())
     }
 
     /// A connection is refused before it was tracked: it gets its line and is counted as failed.

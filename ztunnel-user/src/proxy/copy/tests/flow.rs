@@ -1,7 +1,7 @@
 //! How bytes flow: all of them, in order, and no more of them held than allowed.
 
 use std::hash::{DefaultHasher, Hasher};
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,7 +10,6 @@ use tokio::time::timeout;
 
 use super::super::{Endpoint, relay};
 use super::rig::{Node, Path, Rig, tcp_pair};
-use crate::telemetry::Counters;
 
 const MIB: usize = 1 << 20;
 
@@ -177,10 +176,7 @@ async fn a_relay_between_two_streams_works_like_any_other() {
     let mut node = Node::new();
     let (mut first, near) = node.stream().await;
     let (far, mut last) = node.stream().await;
-    let middle = tokio::spawn(async move {
-        let counters = Counters::default();
-        relay(Endpoint::Hbone(near), Endpoint::Hbone(far), &counters).await
-    });
+    let middle = tokio::spawn(relay(Endpoint::Hbone(near), Endpoint::Hbone(far), Arc::default()));
     let text = bytes::Bytes::from(vec![7; 3 * MIB]);
     let (reader, writer) = first.split();
     let (far_reader, far_writer) = last.split();
@@ -205,10 +201,12 @@ async fn a_relay_between_two_streams_works_like_any_other() {
 
 #[tokio::test]
 async fn a_connection_costs_little_memory_while_it_waits() {
+    let mut node = Node::new();
     let (_client, near) = tcp_pair().await;
     let (far, _server) = tcp_pair().await;
-    let counters = Counters::default();
-    let relay = relay(near.into(), far.into(), &counters);
-    let size = size_of_val(&relay);
-    assert!(size <= 2048, "{size}");
+    let (_first, stream) = node.stream().await;
+    let straight = size_of_val(&*relay(near.into(), far.into(), Arc::default()));
+    let (_client, near) = tcp_pair().await;
+    let tunnelled = size_of_val(&*relay(near.into(), stream.into(), Arc::default()));
+    assert!(straight <= 400 && tunnelled <= 400, "{straight} and {tunnelled}");
 }

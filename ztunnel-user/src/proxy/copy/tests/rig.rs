@@ -71,7 +71,7 @@ fn start(a: impl Into<Endpoint>, b: impl Into<Endpoint>) -> (Relay, Arc<Counters
     let counters = Arc::new(Counters::default());
     let (a, b) = (a.into(), b.into());
     let counting = Arc::clone(&counters);
-    let relay = tokio::spawn(async move { relay(a, b, &counting).await });
+    let relay = tokio::spawn(relay(a, b, counting));
     (relay, counters)
 }
 
