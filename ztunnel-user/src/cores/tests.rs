@@ -103,16 +103,10 @@ fn a_core_at_work_gives_what_it_accepts_to_one_that_rests() {
             tokio::task::yield_now().await;
         }
     });
-    assert!(
-        becomes_true(|| home.place(1).1.is_some()),
-        "its home is busy"
-    );
+    assert!(becomes_true(|| home.place(1).1.is_some()), "its home is busy");
     working.store(false, Ordering::Relaxed);
     assert!(becomes_true(|| task.is_finished()));
-    assert!(
-        becomes_true(|| home.place(1).1.is_none()),
-        "and rests again"
-    );
+    assert!(becomes_true(|| home.place(1).1.is_none()), "and rests again");
     assert!(cores.handed_over().sum::<u64>() > 0);
     running.shutdown(Duration::from_secs(10));
 }

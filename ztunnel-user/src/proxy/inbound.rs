@@ -10,8 +10,8 @@ use super::{
     Client, Pod,
     copy::{Endpoint, relay},
     dial,
-    judge::{self, Judged},
-    open::Open,
+    judge::{self, Judged, Since},
+    open::{Carrying, Open, open_and_carry},
     outbound::baggage,
     serve::Arrival,
 };
@@ -102,12 +102,7 @@ impl Handler for Tunnel {
             local,
             drain: self.drain.clone(),
         };
-        let opening = Box::pin(tunnel.open(request, responder));
-        async move {
-            if let Some((open, mut judged)) = opening.await {
-                open.carry(async move { judged.revoked().await }).await;
-            }
-        }
+        open_and_carry(tunnel.open(request, responder))
     }
 
     fn malformed(&self, error: &RequestError) {
@@ -122,9 +117,10 @@ impl Handler for Tunnel {
 
 impl Tunnel {
     /// Connects to the app, and answers; `None` if the connection has ended, and its client knows.
-    async fn open(self, request: ConnectRequest, responder: Responder) -> Option<(Open, Judged)> {
+    async fn open(self, request: ConnectRequest, responder: Responder) -> Option<Carrying> {
         let mut connection = self.describe(&request);
-        let permitted = self.permit(&request, &mut connection);
+        let since = Since::now(&self.pod);
+        let permitted = self.permit(&since, &request, &mut connection);
         let tracker = self.pod.telemetry.open(connection);
         let (workload, permit, judged) = match permitted {
             Ok(permitted) => permitted,
@@ -147,11 +143,12 @@ impl Tunnel {
             relay: relay(app, stream.into(), Arc::clone(tracker.counters())),
             tracker,
             drain,
+            since,
             listed,
             place: None,
             socket: None,
         };
-        Some((open, judged))
+        Some(open.carry(move || judged.revoked()))
     }
 
     /// What is known of the connection, from the tunnel and from what its client says for telemetry.
@@ -193,6 +190,7 @@ impl Tunnel {
     /// The checks of a CONNECT in the order that peers know from ztunnel, each with its status.
     fn permit(
         &self,
+        since: &Since,
         request: &ConnectRequest,
         connection: &mut Connection,
     ) -> Result<(Arc<Workload>, Permit, Judged), Refused> {
@@ -215,7 +213,7 @@ impl Tunnel {
             destination: connection.app_dst,
         };
         let (permit, judged) =
-            judge::judge(&self.pod, facts).map_err(|refusal| (StatusCode::UNAUTHORIZED, refusal))?;
+            judge::judge(since, &self.pod, facts).map_err(|refusal| (StatusCode::UNAUTHORIZED, refusal))?;
         Ok((workload, permit, judged))
     }
 

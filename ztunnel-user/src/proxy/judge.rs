@@ -1,5 +1,8 @@
 //! Asks policy about an inbound connection, when it arrives and again whenever the mesh changes. A connection is
 //! judged by the newest policies and the newest description of its workload, not by those it arrived under.
+//!
+//! No change of the mesh is missed between a decision and the wait for the next change: what decides takes a [`Since`],
+//! which is older than what it decides by.
 
 use std::sync::Arc;
 
@@ -12,20 +15,39 @@ use crate::{
     reason::{CloseDetail, CloseReason},
 };
 
+/// Hears of every change of the mesh from the moment on that it was made.
+pub(super) struct Since {
+    changes: watch::Receiver<u64>,
+}
+
+impl Since {
+    /// From now on.
+    pub(super) fn now(pod: &Pod) -> Self {
+        Self {
+            changes: pod.mesh.subscribe(),
+        }
+    }
+
+    /// Waits for a change. Cancel-safe.
+    pub(super) async fn changed(&mut self) {
+        if self.changes.changed().await.is_err() {
+            // The mesh is only given up with the process, which drains.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 /// A connection that was allowed, and what it takes to judge it again.
 pub(super) struct Judged {
     pod: Arc<Pod>,
     facts: Facts,
-    changes: watch::Receiver<u64>,
 }
 
 /// Judges a connection to the pod.
 ///
 /// # Errors
 /// The refusal, as it is logged and counted.
-pub(super) fn judge(pod: &Arc<Pod>, facts: Facts) -> Result<(Permit, Judged), CloseDetail> {
-    // Before the snapshot is read: a change in between then counts as one after.
-    let changes = pod.mesh.subscribe();
+pub(super) fn judge(_since: &Since, pod: &Arc<Pod>, facts: Facts) -> Result<(Permit, Judged), CloseDetail> {
     let permit = decide(pod, &pod.mesh.load(), &facts)?;
     note_dry_run(pod, permit.dry_run());
     Ok((
@@ -33,23 +55,15 @@ pub(super) fn judge(pod: &Arc<Pod>, facts: Facts) -> Result<(Permit, Judged), Cl
         Judged {
             pod: Arc::clone(pod),
             facts,
-            changes,
         },
     ))
 }
 
 impl Judged {
-    /// Waits until the connection is no longer allowed; pending for ever while it is. Cancel-safe.
-    pub(super) async fn revoked(&mut self) -> CloseDetail {
-        loop {
-            if self.changes.changed().await.is_err() {
-                // The mesh is only given up with the process, which drains.
-                return std::future::pending().await;
-            }
-            if let Err(refusal) = decide(&self.pod, &self.pod.mesh.load(), &self.facts) {
-                return no_longer(&refusal);
-            }
-        }
+    /// Why the connection is no longer allowed, if it is not.
+    pub(super) fn revoked(&self) -> Option<CloseDetail> {
+        let refusal = decide(&self.pod, &self.pod.mesh.load(), &self.facts).err()?;
+        Some(no_longer(&refusal))
     }
 }
 

@@ -15,7 +15,7 @@ use ztunnel_common::{
     mesh::{DIRECT_APP, DIRECT_PROXY},
 };
 
-use super::Pod;
+use super::{Pod, judge::Since};
 use crate::{
     bpf::{Tables, four_tuple},
     identity::SpiffeId,
@@ -111,6 +111,7 @@ impl LocalPeer {
     /// # Errors
     /// `self_call` without the mark; `unknown_source` if the mesh does not know the pod.
     pub(super) fn of_captured(
+        _since: &Since,
         pod: &Arc<Pod>,
         stream: &TcpStream,
         to: SocketAddr,
@@ -159,8 +160,9 @@ impl LocalPeer {
         self.workload.identity()
     }
 
-    /// What the pod is now, if it is not who it was.
-    fn other(&self) -> Option<CloseDetail> {
+    /// Says so if the mesh has given the pod another identity, or none. Whoever spoke for it as it was has to stop
+    /// then.
+    pub(super) fn revoked(&self) -> Option<CloseDetail> {
         let now = self.pod.workload_in(&self.pod.mesh.load());
         let (was, now) = (self.identity(), now.map(|workload| workload.identity()));
         if now.as_ref() == Some(&was) {
@@ -168,20 +170,5 @@ impl LocalPeer {
         }
         let now = now.map_or_else(|| "not in the mesh".to_owned(), |now| format!("{now}"));
         Some(CloseReason::PolicyChanged.with(format!("the client was {was} and is {now}")))
-    }
-
-    /// Waits until the mesh gives the pod another identity, or none; for ever while it does not. Whoever spoke for
-    /// it as it was has to stop then. Cancel-safe.
-    pub(super) async fn no_longer(&self) -> CloseDetail {
-        let mut changes = self.pod.mesh.subscribe();
-        loop {
-            if let Some(other) = self.other() {
-                return other;
-            }
-            if changes.changed().await.is_err() {
-                // The mesh is only given up with the process, which drains.
-                return std::future::pending().await;
-            }
-        }
     }
 }

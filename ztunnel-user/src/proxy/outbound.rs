@@ -9,11 +9,11 @@ use super::{
     Pod,
     copy::{Endpoint, Relaying, relay, relay_spliced},
     dial,
-    judge::Judged,
+    judge::{Judged, Since},
     local::LocalPeer,
-    open::Open,
-    serve::Arrival,
+    open::{Carrying, Open, open_and_carry},
     same_node::{self, Neighbour},
+    serve::Arrival,
     splice::Between,
 };
 use crate::{
@@ -27,16 +27,11 @@ use crate::{
 
 /// Carries one captured connection to its end.
 pub(super) fn carry(pod: Arc<Pod>, arrival: Arrival) -> impl Future<Output = ()> + Send {
-    let opening = Box::pin(open(pod, arrival));
-    async move {
-        if let Some((open, mut leave)) = opening.await {
-            open.carry(async move { leave.revoked().await }).await;
-        }
-    }
+    open_and_carry(open(pod, arrival))
 }
 
 /// Connects to where the connection goes; `None` if it has ended, and its client knows.
-async fn open(pod: Arc<Pod>, arrival: Arrival) -> Option<(Open, Leave)> {
+async fn open(pod: Arc<Pod>, arrival: Arrival) -> Option<Carrying> {
     let Arrival {
         captured,
         mut drain,
@@ -49,8 +44,9 @@ async fn open(pod: Arc<Pod>, arrival: Arrival) -> Option<(Open, Leave)> {
         original_dst,
     } = captured;
     let mut connection = Connection::new(Direction::Outbound, client, original_dst);
-    let way = LocalPeer::of_captured(&pod, &stream, original_dst)
-        .and_then(|peer| Ok((way(&peer, &mut connection)?, peer)));
+    let since = Since::now(&pod);
+    let way = LocalPeer::of_captured(&since, &pod, &stream, original_dst)
+        .and_then(|peer| Ok((way(&since, &peer, &mut connection)?, peer)));
     let tracker = pod.telemetry.open(connection);
     let (way, peer) = match way {
         Ok(way) => way,
@@ -77,11 +73,16 @@ async fn open(pod: Arc<Pod>, arrival: Arrival) -> Option<(Open, Leave)> {
         relay: relay_all(&pod, stream, reached, Arc::clone(tracker.counters())),
         tracker,
         drain,
+        since,
         listed,
         place: Some(place),
         socket: Some(socket),
     };
-    Some((open, Leave { peer, judged }))
+    let revoked = move || {
+        let judged = judged.as_ref().and_then(|judged| judged.revoked());
+        judged.or_else(|| peer.revoked())
+    };
+    Some(open.carry(revoked))
 }
 
 /// How a connection leaves the pod.
@@ -92,28 +93,8 @@ enum Way {
     Neighbour(Neighbour, Box<Judged>),
 }
 
-/// By which the connection is open: who its client is, and where that is ours to say, the judgement of the destination.
-struct Leave {
-    peer: LocalPeer,
-    judged: Option<Box<Judged>>,
-}
-
-impl Leave {
-    /// Waits until the connection is no longer allowed; for ever while it is.
-    async fn revoked(&mut self) -> CloseDetail {
-        match &mut self.judged {
-            None => self.peer.no_longer().await,
-            Some(judged) => tokio::select! {
-                biased;
-                revoked = judged.revoked() => revoked,
-                other = self.peer.no_longer() => other,
-            },
-        }
-    }
-}
-
 /// Resolves where the connection goes, and notes for the log what is known of both ends.
-fn way(peer: &LocalPeer, connection: &mut Connection) -> Result<Way, CloseDetail> {
+fn way(since: &Since, peer: &LocalPeer, connection: &mut Connection) -> Result<Way, CloseDetail> {
     let (pod, source) = (peer.pod(), peer.workload());
     connection.source = Peer::plaintext(Some(Arc::clone(source)));
     if pod.owns(connection.dst.ip()) || capture::is_hidden(connection.dst.ip()) {
@@ -142,7 +123,7 @@ fn way(peer: &LocalPeer, connection: &mut Connection) -> Result<Way, CloseDetail
                 identity: hbone.expected.first().cloned(),
             };
             connection.service.clone_from(&hbone.service);
-            match same_node::judge(peer, connection.src, &hbone) {
+            match same_node::judge(since, peer, connection.src, &hbone) {
                 Ok(Some((neighbour, judged))) => {
                     connection.dst = neighbour.permit.destination();
                     Ok(Way::Neighbour(neighbour, Box::new(judged)))

@@ -10,9 +10,9 @@ use super::{
     Client, Pod,
     copy::{Endpoint, relay},
     dial,
-    judge::{self, Judged},
+    judge::{self, Since},
     local::LocalPeer,
-    open::Open,
+    open::{Carrying, Open, open_and_carry},
     serve::Arrival,
 };
 use crate::{
@@ -28,16 +28,11 @@ fn client_of(recorded: Option<LocalPeer>) -> Client {
 
 /// Carries one captured connection to its end.
 pub(super) fn carry(pod: Arc<Pod>, arrival: Arrival) -> impl Future<Output = ()> + Send {
-    let opening = Box::pin(open(pod, arrival));
-    async move {
-        if let Some((open, mut judged)) = opening.await {
-            open.carry(async move { judged.revoked().await }).await;
-        }
-    }
+    open_and_carry(open(pod, arrival))
 }
 
 /// Connects to the app; `None` if the connection has ended, and its client knows.
-async fn open(pod: Arc<Pod>, arrival: Arrival) -> Option<(Open, Judged)> {
+async fn open(pod: Arc<Pod>, arrival: Arrival) -> Option<Carrying> {
     let Arrival {
         captured,
         mut drain,
@@ -50,6 +45,7 @@ async fn open(pod: Arc<Pod>, arrival: Arrival) -> Option<(Open, Judged)> {
         original_dst,
     } = captured;
     let mut connection = Connection::new(Direction::Inbound, client, original_dst);
+    let since = Since::now(&pod);
     let snapshot = pod.mesh.load();
     let own = pod.workload_in(&snapshot);
     let source = own
@@ -75,6 +71,7 @@ async fn open(pod: Arc<Pod>, arrival: Arrival) -> Option<(Open, Judged)> {
         Err(CloseReason::SelfCall.with(format!("port {} is the mesh's own", original_dst.port())))
     } else {
         judge::judge(
+            &since,
             &pod,
             Facts {
                 source: connection.source.identity.clone(),
@@ -110,9 +107,10 @@ async fn open(pod: Arc<Pod>, arrival: Arrival) -> Option<(Open, Judged)> {
         relay: relay(Endpoint::Tcp(app), Endpoint::Tcp(stream), counters),
         tracker,
         drain,
+        since,
         listed,
         place: Some(place),
         socket: Some(socket),
     };
-    Some((open, judged))
+    Some(open.carry(move || judged.revoked()))
 }

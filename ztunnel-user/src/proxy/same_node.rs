@@ -13,7 +13,7 @@ use ztunnel_common::{
 
 use super::{
     Pod,
-    judge::{self, Judged},
+    judge::{self, Judged, Since},
     local::LocalPeer,
 };
 use crate::{
@@ -36,6 +36,7 @@ pub(super) struct Neighbour {
 /// # Errors
 /// The refusal, as the destination's node would refuse; it is this one.
 pub(super) fn judge(
+    since: &Since,
     client: &LocalPeer,
     from: SocketAddr,
     route: &HboneRoute,
@@ -51,7 +52,7 @@ pub(super) fn judge(
         source_ip: from.ip(),
         destination: to,
     };
-    let judged = judge::judge(&pod, facts);
+    let judged = judge::judge(since, &pod, facts);
     // Under an address that the mesh does not give the client a verdict would speak for whoever has it, and a refusal
     // would be one of the client under its own.
     let own = client.workload().workload_ips.contains(&from.ip());
