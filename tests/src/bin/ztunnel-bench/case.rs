@@ -58,6 +58,13 @@ pub(crate) const LARGEST_MESSAGE: usize = 1 << 20;
 pub(crate) const LARGEST_SMALL: u8 = 200;
 /// Most connections of [`Load::Hold`].
 pub(crate) const MOST_HELD: usize = 1000;
+/// What is open already when [`Load::Hold`] begins: with it the code has been used, the tunnels are up, and what is
+/// looked at is what more connections take.
+pub(crate) const HELD_BEFORE: Case = case(
+    "held-before",
+    "a few connections that are silent",
+    Load::Hold { connections: 100 },
+);
 /// Threads of [`Load::Connect`], at the client and at the server.
 pub(crate) const CONNECT_THREADS: usize = 4;
 
@@ -247,7 +254,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     case(
         "idle-1000",
-        "growth of a proxy's memory by 1,000 open connections that are silent (lower is better)",
+        "growth of a proxy's memory by 1,000 more open connections that are silent (lower is better)",
         Load::Hold {
             connections: MOST_HELD,
         },

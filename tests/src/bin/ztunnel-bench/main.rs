@@ -34,7 +34,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 use ztunnel_tests::{end_on_signals, ztunnel_path};
 
-use crate::case::{CASES, Case, Phase};
+use crate::case::{CASES, Case, HELD_BEFORE, Phase};
 use crate::output::Output;
 use crate::report::{Report, outcomes};
 use crate::run::Run;
@@ -116,7 +116,7 @@ fn main() -> ExitCode {
 }
 
 fn serve() -> Result<()> {
-    limits::raise_open_files(case::MOST_HELD)?;
+    limits::raise_open_files(2 * case::MOST_HELD)?;
     let server = server::Server::bind(Ipv4Addr::UNSPECIFIED.into(), server::PORTS)?;
     println!("{}", server::LISTENING);
     Err(server.serve())
@@ -125,6 +125,7 @@ fn serve() -> Result<()> {
 fn ask(case: &str, to: IpAddr, span: Duration) -> Result<()> {
     let case = CASES
         .iter()
+        .chain([&HELD_BEFORE])
         .find(|known| known.name == case)
         .context("no such case")?;
     let figures = client::run(case.load, to, server::PORTS, span)?;

@@ -44,7 +44,7 @@ impl Client {
         let to = raised.server(row).ip().to_string();
         let seconds = span.as_secs_f64().to_string();
         let argv = me(&["client", "--case", case.name, "--to", &to, "--seconds", &seconds])?;
-        let log = raised.dir().join("measurement.log");
+        let log = raised.dir().join(format!("{}.log", case.name));
         remove(&log)?;
         let process = Process::start(&name, Some(pod.netns()), &argv, &[], &log)?;
         Ok(Self { process, name })

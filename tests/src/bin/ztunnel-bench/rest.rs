@@ -7,7 +7,9 @@ use anyhow::Result;
 use nix::sys::signal::Signal;
 use ztunnel_tests::{SOON, enough, stays_true};
 
-use crate::case::{ANON_GROWTH_KIB, ANON_KIB, Case, Figures, IDLE_CPU_PERCENT, RSS_GROWTH_KIB, RSS_KIB};
+use crate::case::{
+    ANON_GROWTH_KIB, ANON_KIB, Case, Figures, HELD_BEFORE, IDLE_CPU_PERCENT, RSS_GROWTH_KIB, RSS_KIB,
+};
 use crate::client::HOLDING;
 use crate::field::Raised;
 use crate::measure::Client;
@@ -41,8 +43,10 @@ pub(crate) fn after_load(raised: &Raised) -> Result<Option<Sample>> {
     Ok(at_rest(raised)?.map(memory))
 }
 
-/// What `connections` open ones add to the memory, and the processor time of a second in which all are silent.
+/// What `connections` more open ones add to the memory, and the processor time of a second in which all are silent.
 pub(crate) fn holding(raised: &Raised, row: &Row, case: &Case, connections: usize) -> Result<Option<Sample>> {
+    let mut first = Client::start(raised, row, &HELD_BEFORE, SILENCE)?;
+    first.process.await_output(HOLDING, SOON)?;
     let Some(before) = at_rest(raised)? else {
         return Ok(None);
     };
@@ -57,8 +61,10 @@ pub(crate) fn holding(raised: &Raised, row: &Row, case: &Case, connections: usiz
     let nodes = usage::between(&from, &usage::read(&proxies)?);
     if silent {
         client.process.signal(Signal::SIGTERM)?;
+        first.process.signal(Signal::SIGTERM)?;
     }
-    let Some(mut figures) = client.figures(Duration::ZERO)? else {
+    let (Some(mut figures), Some(_)) = (client.figures(Duration::ZERO)?, first.figures(Duration::ZERO)?)
+    else {
         return Ok(None);
     };
     figures.extend(growth(&before, &nodes, connections));
