@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::io::poll_read_buf;
 
+use super::appetite::Appetite;
 use super::error::{Broken, Fault};
 use super::frame::{PREFACE, Reason};
 use super::incoming::Incoming;
@@ -23,12 +24,10 @@ use super::outgoing::{Closing, Outgoing};
 use super::tunnel::{Arrived, Role, Tunnel};
 use crate::cores::spin;
 
-/// Sizes of the read buffer, bytes. A read that fills its buffer earns the next larger one.
+/// Sizes of the read buffer, bytes.
 const SIZES: [usize; 4] = [4 << 10, 32 << 10, 128 << 10, 256 << 10];
 /// Most that is read at once while small messages pass beside bulk, bytes.
 const BESIDE_TALK: usize = 64 << 10;
-/// After so many reads in a row that the next smaller buffer could have taken, it is used again.
-const SMALL_READS: u8 = 8;
 /// Memory that is unused for so long is given back.
 const REST: Duration = Duration::from_secs(1);
 /// How long a peer may take to read our last words and to close its side. Before that the socket must not be closed: with
@@ -65,8 +64,7 @@ pub(super) struct Driver<IO> {
     received: BytesMut,
     /// What came behind the handshake was not looked at.
     has_leftover: bool,
-    size: usize,
-    small_reads: u8,
+    appetite: Appetite,
     /// The peer has sent its last byte.
     ended: bool,
     settled: bool,
@@ -111,8 +109,7 @@ where
             },
             has_leftover: !link.leftover.is_empty(),
             received: BytesMut::from(link.leftover.as_slice()),
-            size: 0,
-            small_reads: 0,
+            appetite: Appetite::default(),
             ended: false,
             settled: false,
             leaving: false,
@@ -289,7 +286,7 @@ where
             self.take_in()?;
             return Ok(Poll::Ready(false));
         }
-        let mut size = SIZES.get(self.size).copied().unwrap_or(SIZES[0]);
+        let mut size = self.appetite.of(&SIZES);
         if self.tunnel.lock().has_talk() {
             size = size.min(BESIDE_TALK);
         }
@@ -306,28 +303,12 @@ where
                 self.peer_ended().map(|()| Poll::Ready(false))
             }
             Poll::Ready(Ok(count)) => {
-                self.adapt(count);
+                self.appetite.got(&SIZES, count);
                 spin::moved(count);
                 self.rest.busy = true;
                 self.take_in()?;
                 Ok(Poll::Ready(count >= most))
             }
-        }
-    }
-
-    fn adapt(&mut self, count: usize) {
-        let smaller = self.size.checked_sub(1).and_then(|size| SIZES.get(size)).copied();
-        if count >= SIZES.get(self.size).copied().unwrap_or(usize::MAX) {
-            self.small_reads = 0;
-            self.size = (self.size + 1).min(SIZES.len() - 1);
-        } else if smaller.is_some_and(|smaller| count < smaller) {
-            self.small_reads += 1;
-            if self.small_reads >= SMALL_READS {
-                self.small_reads = 0;
-                self.size -= 1;
-            }
-        } else {
-            self.small_reads = 0;
         }
     }
 
@@ -444,7 +425,7 @@ where
             self.rest.timer = None;
             if self.received.is_empty() {
                 self.received = BytesMut::new();
-                self.size = 0;
+                self.appetite = Appetite::default();
             }
             self.outgoing.batch.release();
             self.tunnel.lock().rest();

@@ -6,6 +6,7 @@
 
 #[doc(hidden)] // for the fuzz targets
 pub mod anything;
+mod appetite;
 mod batch;
 mod client;
 mod driver;
@@ -28,6 +29,7 @@ mod tunnel;
 #[cfg(test)]
 mod tests;
 
+pub use appetite::Appetite;
 pub use error::{Broken, Fault, HboneError};
 pub use fields::Fields;
 pub use frame::Reason;

@@ -22,7 +22,7 @@ pub(super) enum Closing {
     Last,
     /// The last record is queued: nothing more is sealed.
     Sealed,
-    /// The socket was told. What the peer still sends is no longer read.
+    /// The socket was told. What the peer still sends is read and thrown away, until it has closed its side.
     Told,
 }
 

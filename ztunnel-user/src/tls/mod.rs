@@ -56,6 +56,18 @@ pub struct Records<IO> {
     pub leftover: Vec<u8>,
 }
 
+impl<IO> Records<IO> {
+    fn new(io: IO, (sealer, opener, session): (Sealer, Opener, Session), leftover: Vec<u8>) -> Self {
+        Self {
+            io,
+            sealer,
+            opener,
+            session,
+            leftover,
+        }
+    }
+}
+
 /// Takes the server's part on a connection to the workload of `certificate`. The client must show a
 /// certificate under the roots of `certificate` and be of its trust domain.
 ///
@@ -73,15 +85,8 @@ where
         UnbufferedServerConnection::new(certificate.server_config().clone()).map_err(TlsError::protocol)?;
     let leftover = in_time(handshake::complete(&mut connection, &mut stream)).await?;
     let peer = verify::verified_client(&connection, certificate.identity().trust_domain())?;
-    let (sealer, opener, session) = record::of_server(connection).map_err(TlsError::protocol)?;
-    let records = Records {
-        io: stream,
-        sealer,
-        opener,
-        session,
-        leftover,
-    };
-    Ok((records, peer))
+    let parts = record::of_server(connection).map_err(TlsError::protocol)?;
+    Ok((Records::new(stream, parts, leftover), peer))
 }
 
 /// Takes the client's part on a connection of the workload of `certificate`. The server must show a
@@ -107,15 +112,8 @@ where
         .map_err(TlsError::protocol)?;
     let leftover = in_time(handshake::complete(&mut connection, &mut stream)).await?;
     let peer = verify::verified_server(&connection, expected)?;
-    let (sealer, opener, session) = record::of_client(connection).map_err(TlsError::protocol)?;
-    let records = Records {
-        io: stream,
-        sealer,
-        opener,
-        session,
-        leftover,
-    };
-    Ok((records, peer))
+    let parts = record::of_client(connection).map_err(TlsError::protocol)?;
+    Ok((Records::new(stream, parts, leftover), peer))
 }
 
 async fn in_time<T>(handshake: impl Future<Output = std::io::Result<T>>) -> Result<T, TlsError> {

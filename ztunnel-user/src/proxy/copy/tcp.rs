@@ -12,13 +12,12 @@ use tokio::net::TcpStream;
 use super::Loss;
 use super::carry::Carry;
 use super::side::{Gone, SideIo};
+use crate::hbone::Appetite;
 
-/// Sizes of the read buffer, bytes. A read that fills its buffer earns the next larger one.
+/// Sizes of the read buffer, bytes.
 const SIZES: [usize; 4] = [1 << 10, 16 << 10, 64 << 10, 256 << 10];
 /// The same where the other end reads from the socket by itself.
 const PULLS: [usize; 3] = [32 << 10, 128 << 10, 256 << 10];
-/// After so many reads in a row that the next smaller buffer could have taken, it is used again.
-const SMALL_READS: u8 = 8;
 
 type Watch<'s> = Pin<Box<dyn Future<Output = io::Result<tokio::io::Ready>> + Send + 's>>;
 
@@ -34,8 +33,7 @@ enum ErrorWatch<'s> {
 pub(super) struct TcpSide<'s> {
     io: &'s TcpStream,
     buffer: BytesMut,
-    size: usize,
-    small_reads: u8,
+    appetite: Appetite,
     errors: ErrorWatch<'s>,
 }
 
@@ -48,14 +46,9 @@ impl<'s> TcpSide<'s> {
         Self {
             io,
             buffer: BytesMut::new(),
-            size: 0,
-            small_reads: 0,
+            appetite: Appetite::default(),
             errors: ErrorWatch::Unused,
         }
-    }
-
-    fn buffer_size(&self) -> usize {
-        SIZES.get(self.size).copied().unwrap_or(SIZES[0])
     }
 
     /// One read. A socket that gives less than was asked for is empty: saying so spares the system call that
@@ -75,23 +68,6 @@ impl<'s> TcpSide<'s> {
                 count => Ok(count),
             });
         short.map_or(result, Ok)
-    }
-
-    /// Goes to the next larger or smaller of `sizes`.
-    fn adapt(&mut self, sizes: &[usize], count: usize) {
-        let size = |index: Option<usize>| index.and_then(|index| sizes.get(index)).copied();
-        if count >= size(Some(self.size)).unwrap_or(usize::MAX) {
-            self.small_reads = 0;
-            self.size = (self.size + 1).min(sizes.len() - 1);
-        } else if size(self.size.checked_sub(1)).is_some_and(|smaller| count < smaller) {
-            self.small_reads += 1;
-            if self.small_reads >= SMALL_READS {
-                self.small_reads = 0;
-                self.size -= 1;
-            }
-        } else {
-            self.small_reads = 0;
-        }
     }
 
     fn try_write(&self, slices: &[io::IoSlice<'_>]) -> io::Result<usize> {
@@ -120,11 +96,11 @@ impl SideIo for TcpSide<'_> {
     }
 
     fn appetite(&self) -> usize {
-        PULLS.get(self.size).copied().unwrap_or(PULLS[PULLS.len() - 1])
+        self.appetite.of(&PULLS)
     }
 
     fn was_pulled(&mut self, count: usize) {
-        self.adapt(&PULLS, count);
+        self.appetite.got(&PULLS, count);
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut Carry) -> Poll<Result<bool, Gone>> {
@@ -140,14 +116,14 @@ impl SideIo for TcpSide<'_> {
                     return Poll::Pending;
                 }
             }
-            let size = self.buffer_size();
+            let size = self.appetite.of(&SIZES);
             if self.buffer.capacity() < size.div_ceil(4) {
                 self.buffer.reserve(size);
             }
             match self.try_read() {
                 Ok(0) => return Poll::Ready(Ok(true)),
                 Ok(count) => {
-                    self.adapt(&SIZES, count);
+                    self.appetite.got(&SIZES, count);
                     into.push(self.buffer.split().freeze());
                     return Poll::Ready(Ok(false));
                 }
