@@ -8,6 +8,7 @@ mod load;
 mod pace;
 mod place;
 pub mod spin;
+mod turns;
 
 use std::{
     cell::Cell,
@@ -238,6 +239,9 @@ impl Running {
         let name = format!("ztunnel-{}", core.number);
         let run = move || {
             HERE.set(core.number);
+            if let Err(error) = turns::shorten(turns::TURN) {
+                tracing::debug!(%error, "the kernel gives this thread turns of its own length");
+            }
             spin::begin(core.load, core.polls, busy_poll);
             runtime.block_on(async {
                 spin::arm().await;
