@@ -97,10 +97,14 @@ where
     /// PING goes out after `first_ping`.
     pub(super) fn new(link: Link<IO>, role: Role, first_ping: Duration) -> Self {
         let overhead = link.guard.overhead();
+        let tunnel = Tunnel::new(role, overhead);
+        if let Some(round_trip) = link.round_trip {
+            tunnel.lock().is_at(round_trip);
+        }
         Self {
             io: link.io,
             guard: link.guard,
-            tunnel: Tunnel::new(role, overhead),
+            tunnel,
             keepalive: Keepalive::new(first_ping),
             incoming: Incoming::default(),
             preface: match role {

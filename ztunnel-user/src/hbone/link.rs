@@ -1,6 +1,8 @@
 //! The authenticated connection that a tunnel runs on: its socket and what protects the bytes on it. Outside tests
 //! there is no unprotected one.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 
 use super::batch::{Batch, Overhead};
@@ -14,6 +16,17 @@ pub struct Link<IO> {
     pub(super) guard: Guard,
     /// What came behind the handshake.
     pub(super) leftover: Vec<u8>,
+    /// A round trip to the peer, where that is known.
+    pub(super) round_trip: Option<Duration>,
+}
+
+impl<IO> Link<IO> {
+    /// Says how far the peer is.
+    #[must_use]
+    pub fn at(mut self, round_trip: Option<Duration>) -> Self {
+        self.round_trip = round_trip;
+        self
+    }
 }
 
 impl<IO> From<Records<IO>> for Link<IO> {
@@ -26,6 +39,7 @@ impl<IO> From<Records<IO>> for Link<IO> {
                 session: records.session,
             })),
             leftover: records.leftover,
+            round_trip: None,
         }
     }
 }
@@ -38,6 +52,7 @@ impl<IO> Link<IO> {
             io,
             guard: Guard::Plain,
             leftover: Vec::new(),
+            round_trip: None,
         }
     }
 }

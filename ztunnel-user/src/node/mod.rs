@@ -8,6 +8,7 @@ pub mod memory;
 mod netns;
 mod plumbing;
 mod record;
+mod round_trip;
 mod sockets;
 mod steering;
 
@@ -17,5 +18,6 @@ pub use kubelet::{Kubelet, KubeletIdentity, NamespacedPid};
 pub use netns::{Netns, NetnsError, own_cookie};
 pub use plumbing::{PlumbingError, lay, local_addresses, take_up};
 pub use record::{PodName, Record, Records};
+pub use round_trip::round_trip;
 pub use sockets::{Connection, Sockets, SocketsError, TcpState, can_cut};
 pub use steering::Steering;

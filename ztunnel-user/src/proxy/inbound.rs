@@ -18,9 +18,12 @@ use super::{
 use crate::{
     capture::Captured,
     drain,
-    hbone::{Authority, ConnectRequest, Handler, HboneStream, RequestError, Responder, serve_connection},
+    hbone::{
+        Authority, ConnectRequest, Handler, HboneStream, Link, RequestError, Responder, serve_connection,
+    },
     identity::VerifiedPeer,
     mesh::Workload,
+    node::round_trip,
     policy::{Facts, Permit},
     reason::{CloseDetail, CloseReason},
     telemetry::{Connection, Direction, FlowPath, Peer},
@@ -63,6 +66,7 @@ pub(super) async fn serve(pod: Arc<Pod>, arrival: Arrival) {
         Ok(secured) => secured,
         Err(refusal) => return pod.telemetry.refuse(&connection, &refusal),
     };
+    let distance = round_trip(&records.io);
     let tunnel = Arc::new(Tunnel {
         pod: Arc::clone(&pod),
         peer,
@@ -70,7 +74,8 @@ pub(super) async fn serve(pod: Arc<Pod>, arrival: Arrival) {
         local: original_dst,
         drain: drain.clone(),
     });
-    if let Err(error) = serve_connection(records.into(), tunnel, drain).await {
+    let link = Link::from(records);
+    if let Err(error) = serve_connection(link.at(distance), tunnel, drain).await {
         tracing::debug!(pod = %pod.name, %client, %error, "tunnel ended");
     }
 }

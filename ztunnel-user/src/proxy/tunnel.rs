@@ -9,6 +9,7 @@ use super::dial::UpstreamDialer;
 use crate::{
     hbone::{Dialer, Link, TunnelKey},
     identity::{SecretStore, SpiffeId},
+    node::round_trip,
     reason::CloseDetail,
     tls,
 };
@@ -42,6 +43,7 @@ impl Dialer for TunnelDialer {
         let (records, _peer) = tls::connect_records(&certificate, &key.expected, stream)
             .await
             .map_err(|error| error.close_detail())?;
-        Ok(records.into())
+        let distance = round_trip(&records.io);
+        Ok(Link::from(records).at(distance))
     }
 }

@@ -1,6 +1,7 @@
 //! Credit, both ways: none is lost, whatever becomes of a stream, and windows may be less than nothing.
 
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::task::noop_waker;
 use rand::rngs::SmallRng;
@@ -138,6 +139,52 @@ fn no_credit_of_the_connection_is_lost_whatever_becomes_of_its_streams() {
             largest <= i64::from(CONNECTION_WINDOW),
             "seed {seed}: more than there was"
         );
+    }
+}
+
+/// Says `total` bytes on stream 1 in pieces, and passes each on; the least and the most that the peer could send then.
+fn flows(bare: &mut Bare, total: usize, window: &mut i64) -> (i64, i64) {
+    let (mut least, mut most) = (i64::MAX, 0);
+    for _ in 0..total / PIECE {
+        bare.say(&data(1, &[0; PIECE])).unwrap();
+        *window -= i64::try_from(PIECE).unwrap();
+        read_all(bare, 1);
+        // The peer's own are small messages, as ours: each batch of ours is an answer.
+        *window += announced(&bare.hear(), 1);
+        (least, most) = (least.min(*window), most.max(*window));
+    }
+    (least, most)
+}
+
+const PIECE: usize = 32 << 10;
+
+#[test]
+fn beside_small_messages_bulk_from_near_has_a_small_window_until_they_end() {
+    let full = i64::from(STREAM_WINDOW);
+    let small = 512 << 10;
+    for (distance, expected) in [(100, small), (50_000, full)] {
+        let mut bare = Bare::server();
+        bare.open(3);
+        // All that may be sent to the peer is a small message on stream 3.
+        bare.say(&[setting(4, 1 << 20), window(0, 1 << 20)].concat())
+            .unwrap();
+        bare.tunnel.lock().is_at(Duration::from_micros(distance));
+        let mut window = full;
+        flows(&mut bare, 8 << 20, &mut window);
+        bare.tunnel.lock().send(3, b"small");
+        bare.hear();
+        flows(&mut bare, 4 << 20, &mut window);
+        let (least, most) = flows(&mut bare, 4 << 20, &mut window);
+        assert!(least > 0, "the peer stands still");
+        assert!(most <= expected && most > expected / 2, "{most}, of {expected}");
+        // The last small message is so many batches ago.
+        for _ in 0..256 {
+            bare.tunnel.lock().send(3, &[0; 4097]);
+            bare.hear();
+        }
+        let (_, most) = flows(&mut bare, 8 << 20, &mut window);
+        assert!(most > full / 2, "{most}: it stays small");
+        assert!(most <= full, "more than there was");
     }
 }
 

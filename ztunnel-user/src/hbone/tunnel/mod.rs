@@ -14,6 +14,7 @@ mod stream;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
+use std::time::Duration;
 
 use self::queue::Queue;
 pub(super) use self::stream::StreamId;
@@ -36,6 +37,11 @@ const BATCH_BESIDE_TALK: usize = 4 * (super::batch::RECORD + 32);
 const TALK: usize = 4 << 10;
 /// For so many batches there is still talk after the last small message.
 const TALK_LASTS: u32 = 256;
+/// Window that a stream's credit is brought to while small messages pass beside it, if the peer is near, bytes. What of
+/// bulk was sent and not read stands before every message: at the peer, in both kernels, and here.
+const WINDOW_BESIDE_TALK: u32 = 512 << 10;
+/// A peer at most this far needs no larger window: at 2 Gbit/s no more than that is on its way.
+const NEAR: Duration = Duration::from_millis(2);
 /// What a stream may put into a batch at least, however many wait, bytes.
 const LEAST_SHARE: usize = 128 << 10;
 /// What a peer may make us queue, by asking for answers it does not read, bytes.
@@ -104,6 +110,8 @@ pub(super) struct Core {
     share: usize,
     /// For how many more batches bulk leaves way for talk.
     talk: u32,
+    /// Little is on its way to us at any moment, however fast it comes.
+    near: bool,
     /// The highest stream of the peer that was seen, or the next of ours.
     last: u32,
     arrived: VecDeque<Arrived>,
@@ -173,6 +181,7 @@ impl Tunnel {
             want_room: Queue::new(),
             share: BATCH,
             talk: 0,
+            near: false,
             last: match role {
                 Role::Client => 1,
                 Role::Server => 0,
@@ -271,6 +280,20 @@ impl Core {
     /// Whether small messages pass here too, so that bulk is to move in small steps.
     pub(super) fn has_talk(&self) -> bool {
         self.talk > 0
+    }
+
+    /// Takes note of how far the peer is.
+    pub(super) fn is_at(&mut self, round_trip: Duration) {
+        self.near = round_trip <= NEAR;
+    }
+
+    /// How much the peer may have sent on a stream that was not read here, bytes.
+    fn stream_window(&self) -> u32 {
+        if self.near && self.has_talk() {
+            WINDOW_BESIDE_TALK
+        } else {
+            settings::STREAM_WINDOW
+        }
     }
 
     /// Size at which the batch takes no more bulk, bytes.

@@ -10,7 +10,6 @@ use super::stream::{StreamId, remember};
 use super::{BATCH, Core, SMALL_ROOM, TALK, TALK_LASTS};
 use crate::hbone::fields::Fields;
 use crate::hbone::frame::{self, Head, Reason, flag, kind};
-use crate::hbone::settings::STREAM_WINDOW;
 use crate::hbone::stream::StreamEnd;
 
 /// A stream that reads no more than this at once may use the room that is kept for such, bytes.
@@ -135,12 +134,16 @@ impl Core {
 
     /// Bytes of the peer on a stream that are dealt with: it may send as many again.
     pub(super) fn give_back_stream(&mut self, id: StreamId, count: u32) {
+        let window = self.stream_window();
         let Some(stream) = self.streams.get_mut(id) else {
             return;
         };
         stream.owed = stream.owed.saturating_add(count);
-        if stream.owed >= STREAM_WINDOW / 2 && stream.is_open() {
-            let more = std::mem::take(&mut stream.owed);
+        // The peer may have more left than the window is now: then it gets nothing until it has used that up.
+        let room = u32::try_from(i64::from(window) - stream.receive_window).unwrap_or_default();
+        let more = stream.owed.min(room);
+        if more >= window / 2 && stream.is_open() {
+            stream.owed -= more;
             stream.receive_window += i64::from(more);
             self.out.append_frame(frame::window_update(id, more));
             self.kick();
