@@ -161,7 +161,7 @@ const PIECE: usize = 32 << 10;
 #[test]
 fn beside_small_messages_bulk_from_near_has_a_small_window_until_they_end() {
     let full = i64::from(STREAM_WINDOW);
-    let small = 512 << 10;
+    let small = 256 << 10;
     for (distance, expected) in [(100, small), (50_000, full)] {
         let mut bare = Bare::server();
         bare.open(3);

@@ -39,8 +39,8 @@ const TALK: usize = 4 << 10;
 const TALK_LASTS: u32 = 256;
 /// Window that a stream's credit is brought to while small messages pass beside it, if the peer is near, bytes. What of
 /// bulk was sent and not read stands before every message: at the peer, in both kernels, and here.
-const WINDOW_BESIDE_TALK: u32 = 512 << 10;
-/// A peer at most this far needs no larger window: at 2 Gbit/s no more than that is on its way.
+const WINDOW_BESIDE_TALK: u32 = 256 << 10;
+/// A peer at most this far needs no larger window: at 1 Gbit/s no more than that is on its way.
 const NEAR: Duration = Duration::from_millis(2);
 /// What a stream may put into a batch at least, however many wait, bytes.
 const LEAST_SHARE: usize = 128 << 10;
