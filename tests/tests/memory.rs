@@ -1,6 +1,7 @@
 //! How much memory a node holds: little while nothing flows, and after a burst no more than before it.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests panic")]
 
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -15,6 +16,10 @@ const OWN: u64 = 4 << 10;
 const RELEASE: u64 = 19 << 9;
 /// The same of a build without optimisation, whose code is three times as large; it has 16 MiB.
 const DEBUG: u64 = 24 << 10;
+/// So many connections that are open and silent.
+const SILENT: u64 = 400;
+/// What each may cost a node, bytes: a release needs 2,500, and two small reads of a thread that were not given back yet.
+const EACH: u64 = 3500;
 /// After so long a node that has done its work has given back what it does not need: it looks every two seconds, and a
 /// loaded machine is patient.
 const GIVEN_BACK: Duration = Duration::from_secs(30);
@@ -78,6 +83,48 @@ fn a_node_at_rest_holds_little_and_does_little() {
     let turns = turns(node) - before;
     // Once a second each: the mesh file (a thread of its own looks), pods, lost events; and every two, memory.
     assert!(turns <= 20 * IDLE.as_secs(), "{turns} times in {IDLE:?}");
+}
+
+#[test]
+fn connections_that_are_silent_cost_little() {
+    let mesh = raise("silent");
+    let (client, far) = (mesh.pod("client"), mesh.pod("far"));
+    let listener = far.listen(PORT).unwrap();
+    let open = || {
+        let near_end = client.connect(far.at(PORT)).unwrap();
+        let (far_end, _) = accept(&listener).unwrap();
+        assert!(echoes_back(&near_end, &far_end));
+        (near_end, far_end)
+    };
+    // What any connection needs is there then: tunnels, buffers, pages of code.
+    let mut pairs: Vec<(TcpStream, TcpStream)> = (0..50).map(|_| open()).collect();
+    for node in mesh.nodes() {
+        await_at_most(node, "RssAnon", OWN + (1 << 10));
+    }
+    let before: Vec<u64> = mesh
+        .nodes()
+        .iter()
+        .map(|node| resident(node, "RssAnon"))
+        .collect();
+    pairs.extend((0..SILENT).map(|_| open()));
+    for (node, before) in mesh.nodes().iter().zip(before) {
+        await_at_most(node, "RssAnon", before + SILENT * EACH / 1024);
+    }
+    assert!(
+        pairs
+            .iter()
+            .all(|(near_end, far_end)| echoes_back(near_end, far_end))
+    );
+}
+
+/// Whether a byte goes each way.
+fn echoes_back(mut near_end: &TcpStream, mut far_end: &TcpStream) -> bool {
+    let mut byte = [b'?'];
+    let there = near_end
+        .write_all(&byte)
+        .and_then(|()| far_end.read_exact(&mut byte));
+    let back = there.and_then(|()| far_end.write_all(&byte));
+    back.and_then(|()| near_end.read_exact(&mut byte)).is_ok()
 }
 
 #[test]
