@@ -24,21 +24,67 @@ pub struct Fields {
     pub network: Option<Box<str>>,
 }
 
+/// Names that begin with a colon, each at most once and before all others.
+const PSEUDO: [&[u8]; 6] = [
+    b":method",
+    b":authority",
+    b":scheme",
+    b":path",
+    b":protocol",
+    b":status",
+];
+/// Fields of an HTTP/1 connection, which mean something to a proxy that does not know better.
+const CONNECTION: [&[u8]; 5] = [
+    b"connection",
+    b"keep-alive",
+    b"proxy-connection",
+    b"transfer-encoding",
+    b"upgrade",
+];
+
+/// The form of a list so far.
+#[derive(Debug, Default)]
+struct Form {
+    seen: [bool; PSEUDO.len()],
+    others: bool,
+    wrong: bool,
+}
+
+impl Form {
+    fn look(&mut self, name: &[u8]) {
+        let fits = if name.first() == Some(&b':') {
+            let which = PSEUDO.iter().position(|pseudo| *pseudo == name);
+            let seen = which.and_then(|which| self.seen.get_mut(which));
+            !self.others && seen.is_some_and(|seen| !std::mem::replace(seen, true))
+        } else {
+            self.others = true;
+            !name.is_empty() && !CONNECTION.contains(&name)
+        };
+        self.wrong |= !fits || name.iter().any(u8::is_ascii_uppercase);
+    }
+}
+
 impl Fields {
-    /// Reads a block. `None` if its list is longer than `limit` octets.
+    /// Reads a block. `None` if its list is longer than `limit` octets, or malformed (RFC 9113, 8.2 and 8.3): what two
+    /// readers may understand differently is understood by none.
     pub(super) fn decode(
         decoder: &mut Decoder,
         block: &[u8],
         limit: usize,
     ) -> Result<Option<Self>, HpackError> {
         let mut fields = Self::default();
-        match decoder.decode(block, limit, |name, value| fields.set(name, value))? {
+        let mut form = Form::default();
+        let read = decoder.decode(block, limit, |name, value| {
+            form.look(name);
+            fields.set(name, value);
+        });
+        match read? {
             Size::TooLong => Ok(None),
-            _ => Ok(Some(fields)),
+            _ => Ok((!form.wrong).then_some(fields)),
         }
     }
 
-    /// Notes one field. Of a repeated one the first counts; one that is not visible ASCII is skipped.
+    /// Notes one field. Of a repeated one (which only `decode` refuses, and only of some) the first counts; one that is not visible ASCII is skipped.
     pub fn set(&mut self, name: &[u8], value: &[u8]) {
         let field = match name {
             b":method" => &mut self.method,

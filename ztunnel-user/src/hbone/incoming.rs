@@ -17,6 +17,8 @@ const MAX_CONTROL: u32 = 16 << 10;
 
 #[derive(Debug, Default)]
 pub(super) struct Incoming {
+    /// The first frame has come, which has to be SETTINGS (RFC 9113, 3.4).
+    begun: bool,
     head: [u8; HEAD],
     have: usize,
     frame: Option<Frame>,
@@ -121,6 +123,12 @@ impl Incoming {
             return Err(Fault::new(
                 Reason::FRAME_SIZE_ERROR,
                 "a frame longer than announced",
+            ));
+        }
+        if !std::mem::replace(&mut self.begun, true) && (head.kind != kind::SETTINGS || head.has(flag::ACK)) {
+            return Err(Fault::new(
+                Reason::PROTOCOL_ERROR,
+                "a first frame that is not SETTINGS",
             ));
         }
         let continues = self.block.as_ref().map(|block| block.stream);

@@ -1,11 +1,13 @@
 //! Rules of HTTP/2 that a peer breaks: what it is told, and what goes on.
 
 use std::iter;
+use std::sync::Arc;
 
 use super::raw::{Peer, answer, block, connect, data, end, frame, headers, reset, served, setting, window};
+use super::server::{Node, Shared};
 use super::{PIPE, head, key, pool};
-use crate::hbone::frame::{flag, kind};
-use crate::hbone::{HboneError, Reason, StreamEnd};
+use crate::hbone::frame::{PREFACE, flag, kind};
+use crate::hbone::{HboneError, Link, Reason, StreamEnd, serve_connection};
 
 const KIB: usize = 1 << 10;
 
@@ -402,4 +404,64 @@ async fn frames_that_nobody_knows_are_skipped() {
     ];
     rig.peer.say(&unknown.concat()).await;
     assert!(rig.peer.is_answered().await);
+}
+
+#[tokio::test]
+async fn a_request_that_could_be_read_in_two_ways_is_refused_and_the_next_is_served() {
+    let method: (&[u8], &[u8]) = (b":method", b"CONNECT");
+    let to: (&[u8], &[u8]) = (b":authority", b"10.0.0.1:80");
+    let other: (&[u8], &[u8]) = (b":authority", b"10.0.0.2:80");
+    let wrong = [
+        ("two destinations", vec![method, to, other]),
+        ("two methods", vec![(b":method", b"GET"), method, to]),
+        ("an upper-case name", vec![method, to, (b"Baggage", b"a=b")]),
+        (
+            "an upper-case destination",
+            vec![method, (b":Authority", b"10.0.0.1:80"), to],
+        ),
+        (
+            "a destination behind other fields",
+            vec![method, (b"baggage", b"a=b"), to],
+        ),
+        (
+            "an unknown field with a colon",
+            vec![method, to, (b":status2", b"200")],
+        ),
+        (
+            "a field of HTTP/1",
+            vec![method, to, (b"transfer-encoding", b"chunked")],
+        ),
+        ("a field without a name", vec![method, to, (b"", b"x")]),
+    ];
+    let mut rig = served(PIPE).await;
+    for (stream, (what, fields)) in (1..).step_by(2).zip(wrong) {
+        rig.peer.say(&headers(stream, 0, &fields)).await;
+        let told = rig.peer.next_of(kind::RST_STREAM).await;
+        assert_eq!(
+            (told.stream, told.reason()),
+            (stream, Reason::PROTOCOL_ERROR),
+            "{what}"
+        );
+    }
+    rig.peer.say(&connect(101)).await;
+    assert_eq!(rig.peer.next_of(kind::HEADERS).await.stream, 101);
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_begin_with_its_settings_is_told_and_the_tunnel_ends() {
+    for first in [
+        frame(kind::PING, 0, 0, b"anything"),
+        frame(kind::SETTINGS, flag::ACK, 0, b""),
+        connect(1),
+    ] {
+        let (ours, theirs) = tokio::io::duplex(PIPE);
+        let (_drain, watch) = crate::drain::channel();
+        let handler = Shared(Arc::new(Node::default()));
+        let server = tokio::spawn(serve_connection(Link::plain(theirs), handler, watch));
+        let mut peer = Peer::new(ours);
+        peer.say(&[&PREFACE[..], &first].concat()).await;
+        assert_eq!(peer.next_of(kind::GOAWAY).await.reason(), Reason::PROTOCOL_ERROR);
+        assert_eq!(peer.next().await, None);
+        assert!(server.await.unwrap().is_err());
+    }
 }

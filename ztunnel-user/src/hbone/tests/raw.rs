@@ -146,6 +146,7 @@ impl Bare {
             incoming: Incoming::default(),
             batch: Batch::new(BARE),
         };
+        bare.say(&settings(&[])).unwrap();
         let _first = bare.taken();
         bare
     }
