@@ -1,97 +1,18 @@
 //! Another implementation at the other end of the tunnel: Envoy, once as the server that our client reaches and once as
 //! the client that reaches our server. Each byte, each end of a connection and each identity must mean to it what it
 //! means to us. Without an Envoy (`ENVOY=PATH`) these tests say that they have not run.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests panic")]
+#![expect(clippy::unwrap_used, reason = "tests panic")]
+
+mod envoy_cast;
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use socket2::Socket;
-use ztunnel_tests::{
-    End, Envoy, EnvoyPlan, LogLine, Mesh, Pattern, SOON, accept, becomes_true, echoes, read_end, reset,
-};
+use ztunnel_tests::{End, EnvoyPlan, LogLine, Pattern, SOON, accept, becomes_true, echoes, read_end, reset};
 
-/// Where the application of either pod listens.
-const PORT: u16 = 7000;
-const ECHO: u16 = 9000;
-/// Ways out of Envoy's pod, through a tunnel to ours: to its application and to its echo server.
-const OUT: u16 = 7001;
-const OUT_ECHO: u16 = 7002;
-const ROLES: [Role; 2] = [Role::EnvoyServes, Role::EnvoyCalls];
-
-/// Which end of the tunnel Envoy is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
-    EnvoyServes,
-    EnvoyCalls,
-}
-
-/// Whether there is an Envoy; if not, says what has not run.
-fn can_run(about: &str) -> bool {
-    let Err(why) = Envoy::path() else { return true };
-    // Past the test harness, which shows what a test prints only if it fails. A line of its own: one test alone is
-    // named before it runs, without an end of line.
-    let mut out = std::io::stdout();
-    writeln!(out, "\nNOT RUN {about}: {why}").unwrap();
-    false
-}
-
-/// `ours` is enrolled; `envoy` is not, and is listed as one that speaks HBONE.
-fn raise(name: &str) -> Mesh {
-    let mesh = Mesh::build(name)
-        .node_env("CONNECTION_TERMINATION_DEADLINE", "8s")
-        // Each worker has tunnels of its own.
-        .node_env("ZTUNNEL_WORKER_THREADS", "1")
-        .node("n1")
-        .node("n2");
-    let mesh = mesh.pod("ours").runs("echo --port 9000").pod("envoy").on("n2");
-    let mesh = mesh.uncaptured().runs("echo --port 9000").up().unwrap();
-    mesh.edit(|file| "HBONE".clone_into(&mut file.workload("envoy").protocol))
-        .unwrap();
-    mesh
-}
-
-/// Envoy in its pod, under its own name, with both ways out.
-fn start<'a>(mesh: &'a Mesh, plan: EnvoyPlan) -> Envoy<'a> {
-    let ours = mesh.pod("ours");
-    let plan = plan.way_out(OUT, &ours.at(PORT), ours);
-    let plan = plan.way_out(OUT_ECHO, &ours.at(ECHO), ours);
-    plan.start(mesh, "envoy", &mesh.pod("envoy").spiffe(), &ours.spiffe())
-        .unwrap()
-}
-
-/// Pod of the client, pod of the server, and where the client dials to get to `port` or its way out.
-fn way(mesh: &Mesh, role: Role, port: u16, out: u16) -> (&str, &str, SocketAddr) {
-    match role {
-        Role::EnvoyServes => ("ours", "envoy", mesh.pod("envoy").at(port)),
-        Role::EnvoyCalls => ("envoy", "ours", (Ipv4Addr::LOCALHOST, out).into()),
-    }
-}
-
-fn connect(mesh: &Mesh, role: Role) -> (TcpStream, TcpStream) {
-    let (client, server, to) = way(mesh, role, PORT, OUT);
-    let listener: TcpListener = mesh.pod(server).listen(PORT).unwrap();
-    let near = mesh.pod(client).connect(to);
-    let near = near.unwrap_or_else(|error| panic!("{role:?}: {error}"));
-    let (far, _) = accept(&listener).unwrap_or_else(|error| panic!("{role:?}: {error}"));
-    (near, far)
-}
-
-fn connect_echo(mesh: &Mesh, role: Role) -> TcpStream {
-    let (client, _, to) = way(mesh, role, ECHO, OUT_ECHO);
-    mesh.pod(client).connect(to).unwrap()
-}
-
-/// Runs `case` on a fresh connection with Envoy in either role.
-fn in_both_roles(name: &str, plan: EnvoyPlan, case: impl Fn(Role, TcpStream, TcpStream)) {
-    let mesh = raise(name);
-    let _envoy = start(&mesh, plan);
-    for role in ROLES {
-        let (client, server) = connect(&mesh, role);
-        case(role, client, server);
-    }
-}
+use envoy_cast::{ECHO, OUT, OUT_ECHO, PORT, ROLES, Role, can_run, connect, connect_echo, raise, start, way};
 
 fn say(mut stream: &TcpStream, text: &str) {
     stream.write_all(text.as_bytes()).unwrap();
@@ -137,7 +58,7 @@ fn small_messages_go_there_and_back_and_each_side_knows_the_other() {
 
 #[test]
 fn megabytes_each_way_at_once_arrive_unchanged() {
-    const SIZE: usize = 32 << 20;
+    const SIZE: usize = 16 << 20;
     if !can_run("megabytes each way through Envoy") {
         return;
     }
@@ -166,18 +87,17 @@ fn the_client_may_close_its_half_first() {
     if !can_run("the client's half close through Envoy") {
         return;
     }
-    in_both_roles(
-        "envoy_client_half",
-        EnvoyPlan::default(),
-        |role, client, server| {
-            say(&client, "question");
-            client.shutdown(Shutdown::Write).unwrap();
-            assert_eq!(read_end(&server), closed("question"), "{role:?}");
-            say(&server, "answer");
-            drop(server);
-            assert_eq!(read_end(&client), closed("answer"), "{role:?}");
-        },
-    );
+    let mesh = raise("envoy_client_half");
+    let _envoy = start(&mesh, EnvoyPlan::default());
+    for role in ROLES {
+        let (client, server) = connect(&mesh, role);
+        say(&client, "question");
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(read_end(&server), closed("question"), "{role:?}");
+        say(&server, "answer");
+        drop(server);
+        assert_eq!(read_end(&client), closed("answer"), "{role:?}");
+    }
 }
 
 /// Envoy ends the stream when the server's way has ended: END_STREAM, then RST_STREAM with NO_ERROR. The answer must
@@ -375,6 +295,58 @@ fn an_envoy_that_says_goaway_again_and_again_loses_no_connection() {
     );
     for stream in &streams {
         assert!(echoes(stream, "after").unwrap());
+    }
+}
+
+/// Envoy refuses the streams beyond its limit (REFUSED_STREAM), should they come before we know the limit.
+#[test]
+fn an_envoy_that_serves_few_streams_a_tunnel_is_given_more_tunnels() {
+    const MANY: usize = 30;
+    if !can_run("few streams in a tunnel of Envoy") {
+        return;
+    }
+    let mesh = raise("envoy_few");
+    let envoy = start(&mesh, EnvoyPlan::default().http2("max_concurrent_streams", 4));
+    for role in ROLES {
+        let streams: Vec<TcpStream> = std::thread::scope(|scope| {
+            let dials: Vec<_> = (0..MANY)
+                .map(|_| scope.spawn(|| connect_echo(&mesh, role)))
+                .collect();
+            dials.into_iter().map(|dial| dial.join().unwrap()).collect()
+        });
+        for stream in &streams {
+            assert!(echoes(stream, "served").unwrap(), "{role:?}");
+        }
+    }
+    let tunnels = envoy.stat("http.hbone.downstream_cx_http2_total").unwrap();
+    assert!(tunnels >= MANY as u64 / 4, "{tunnels}");
+}
+
+/// A smaller table must be taken note of at the next header block (RFC 7541, 4.2): Envoy's reader insists.
+#[test]
+fn header_tables_of_any_size_suit_both_sides() {
+    if !can_run("header tables of Envoy") {
+        return;
+    }
+    for size in [0, 65_536] {
+        let mesh = raise("envoy_tables");
+        let envoy = start(&mesh, EnvoyPlan::default().http2("hpack_table_size", size));
+        for role in ROLES {
+            for round in 0..10 {
+                let text = format!("table of {size}, connection {round}");
+                assert!(echoes(&connect_echo(&mesh, role), &text).unwrap(), "{role:?}");
+            }
+        }
+        for tunnels in [
+            "http.hbone.downstream_cx_total",
+            "cluster.out-7002.upstream_cx_total",
+        ] {
+            assert_eq!(
+                envoy.stat(tunnels).unwrap(),
+                1,
+                "{tunnels} with a table of {size}"
+            );
+        }
     }
 }
 
