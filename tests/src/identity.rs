@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::net::TcpListener;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -25,6 +26,8 @@ use crate::pod::accept;
 pub struct TestIdentity {
     chain: Vec<CertificateDer<'static>>,
     key: Vec<u8>,
+    /// Both once more as text, for programs that read files.
+    pem: [String; 2],
 }
 
 impl TestIdentity {
@@ -55,6 +58,15 @@ impl TestIdentity {
         Ok(Self {
             chain: vec![certificate.der().clone()],
             key: key.serialize_der(),
+            pem: [certificate.pem(), key.serialize_pem()],
+        })
+    }
+
+    /// Writes the certificate and its key for another program.
+    pub(crate) fn write_pem(&self, chain: &Path, key: &Path) -> Result<()> {
+        let files = [chain, key].into_iter().zip(&self.pem);
+        files.into_iter().try_for_each(|(path, text)| {
+            std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
         })
     }
 

@@ -22,6 +22,7 @@
 mod builder;
 mod by_hand;
 mod capture;
+mod envoy;
 mod eventually;
 mod identity;
 mod interrupt;
@@ -43,6 +44,7 @@ mod traffic;
 pub use builder::MeshBuilder;
 pub use by_hand::{Answer, CaAnswer, HboneRequest, ask_ca, hbone};
 pub use capture::{Capture, Captured};
+pub use envoy::{Envoy, EnvoyPlan};
 pub use eventually::{SOON, becomes_true, eventually, stays_true};
 pub use identity::{TestIdentity, first_bytes_as};
 pub use interrupt::{end_on_signals, enough};

@@ -192,6 +192,25 @@ fn a_connection_to_a_closed_port_ends_at_once_and_says_so() {
 }
 
 #[test]
+fn an_open_connection_takes_no_port_from_the_apps_of_its_pods() {
+    let mesh = raise("ports");
+    for (client, server) in PATHS {
+        let listener = mesh.pod(server).listen(PORT).unwrap();
+        let near_end = mesh.pod(client).connect(mesh.pod(server).at(PORT)).unwrap();
+        let (far_end, _) = accept(&listener).unwrap();
+        drop(listener);
+        // A server that begins anew on its port, and a client that serves on the port it has dialled.
+        for pod in [server, client] {
+            if let Err(error) = mesh.pod(pod).listen(PORT) {
+                panic!("{client} -> {server}: {error:#}");
+            }
+        }
+        say(&near_end, "still open");
+        assert!(begins(&far_end, "still open"), "{client} -> {server}");
+    }
+}
+
+#[test]
 fn many_connections_at_once_share_tunnels_and_all_work() {
     const MANY: usize = 300;
     let mesh = raise("many");

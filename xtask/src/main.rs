@@ -29,7 +29,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Prepare this machine: Rust sources for the kernel half, bpf-linker, the BPF file system, packages
+    /// Prepare this machine: Rust sources for the kernel half, bpf-linker, the BPF file system, packages, Envoy
     Setup,
     /// Build `target/release/ztunnel` with the eBPF object embedded
     Build,

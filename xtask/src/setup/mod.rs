@@ -4,6 +4,7 @@
 mod apt;
 mod bpf_linker;
 mod bpffs;
+pub(crate) mod envoy;
 mod kernel;
 mod packages;
 mod rust_src;
@@ -14,9 +15,11 @@ use crate::report::{Steps, say};
 
 /// `cargo xtask setup`: everything that any verb needs.
 pub(crate) fn everything() -> Result<()> {
-    let mut steps = Steps::of(2);
+    let mut steps = Steps::of(3);
     steps.step("set-up for building", for_build)?;
     steps.step("set-up for running in network namespaces", for_netns)?;
+    // Without it the other tests run all the same.
+    let _peer = steps.step("set-up of a peer for the tests", envoy::find);
     say!("\nthis machine is ready: `cargo xtask run`, `cargo xtask test`");
     Ok(())
 }

@@ -4,7 +4,7 @@
 mod harness;
 pub(crate) mod traces;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
@@ -51,7 +51,7 @@ pub(crate) fn verb(options: &Options) -> Result<bool> {
         options.wants(Part::Unit),
         options.wants(Part::Netns),
     );
-    let parts = [(lint, lint::STEPS), (unit, 1), (netns, 4)];
+    let parts = [(lint, lint::STEPS), (unit, 1), (netns, 5)];
     let mut steps = Steps::of(
         1 + parts
             .iter()
@@ -100,6 +100,7 @@ fn unit_tests(options: &Options, tally: &mut Tally) -> Result<()> {
 
 fn integration(options: &Options, steps: &mut Steps, tally: &mut Tally) {
     let ready = steps.step("set-up for network namespaces", setup::for_netns);
+    let envoy = steps.step("set-up of a peer for the tests", setup::envoy::find);
     let binary = steps.step("release build", build::release);
     let (Ok(()), Ok(binary)) = (&ready, &binary) else {
         for (name, error) in [("set-up", ready.err()), ("release build", binary.err())] {
@@ -112,7 +113,7 @@ fn integration(options: &Options, steps: &mut Steps, tally: &mut Tally) {
     };
     let before = traces::as_root();
     let result = steps.step("integration tests (as root)", || {
-        integration_tests(binary, options, tally)
+        integration_tests(binary, envoy, options, tally)
     });
     note(tally, "integration tests", result);
     let result = steps.step("nothing left behind", || {
@@ -126,7 +127,16 @@ fn integration(options: &Options, steps: &mut Steps, tally: &mut Tally) {
 }
 
 /// Builds the tests as we are and runs them as root, one program after the other.
-fn integration_tests(ztunnel: &Path, options: &Options, tally: &mut Tally) -> Result<()> {
+fn integration_tests(
+    ztunnel: &Path,
+    envoy: Result<PathBuf>,
+    options: &Options,
+    tally: &mut Tally,
+) -> Result<()> {
+    let (variable, value) = match envoy {
+        Ok(path) => (setup::envoy::VARIABLE, path.into_os_string()),
+        Err(error) => (setup::envoy::WITHOUT, setup::envoy::reason(&error).into()),
+    };
     let mut build = sh::cargo();
     build.args(["test", "--package", "ztunnel-tests", "--no-run"]);
     // First with diagnostics for people, then once more, doing nothing, for the names of the programs.
@@ -140,7 +150,8 @@ fn integration_tests(ztunnel: &Path, options: &Options, tally: &mut Tally) -> Re
         let mut test = sh::cmd("timeout");
         test.args(["--foreground", LONGEST, &path, "--color=auto"]);
         test.current_dir(sh::root().join("tests"))
-            .env("ZTUNNEL_BIN", ztunnel);
+            .env("ZTUNNEL_BIN", ztunnel)
+            .env(variable, &value);
         if let Some(filter) = &options.filter {
             test.arg(filter);
         }

@@ -169,15 +169,20 @@ fn bind(nowhere: IpAddr) -> io::Result<Socket> {
             bound => break bound?,
         }
     }
-    for_accepted(&socket)?;
     socket.listen(BACKLOG)?;
+    for_accepted(&socket)?;
     Ok(socket)
 }
 
 /// What accepted sockets inherit, so that it need not be set on each. The app's own keepalive ends at our socket: a
 /// client that is gone shows nowhere else.
+///
+/// An accepted socket has the port that was dialled, at the pod or at a far server; with SO_REUSEADDR it leaves that port
+/// to an app that begins to listen on it, as the app's own connections would. Set once the listener listens: it shares
+/// its own port with nobody.
 fn for_accepted(listener: &Socket) -> io::Result<()> {
     listener.set_tcp_nodelay(true)?;
+    listener.set_reuse_address(true)?;
     keep_alive(listener)
 }
 
@@ -192,15 +197,16 @@ mod tests {
     #[tokio::test]
     async fn accepted_sockets_have_the_options_of_their_listener() {
         let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
-        for_accepted(&socket).unwrap();
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         socket.bind(&any.into()).unwrap();
         socket.listen(1).unwrap();
+        for_accepted(&socket).unwrap();
         let listener = TcpListener::from_std(socket.into()).unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
         let accepted = SockRef::from(&accepted);
         assert!(accepted.tcp_nodelay().unwrap());
+        assert!(accepted.reuse_address().unwrap());
         assert!(accepted.keepalive().unwrap());
         assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(180));
         assert_eq!(
