@@ -27,6 +27,7 @@ use tokio::{
 use self::load::Load;
 use self::place::Standing;
 use self::spin::{BusyPolls, Polls};
+pub use self::turns::ShortTurns;
 
 /// Tasks that a core runs before it looks for new events. One task may move 256 KiB; with tokio's 61, a message beside a
 /// bulk stream waits for milliseconds before anybody sees it.
@@ -239,9 +240,7 @@ impl Running {
         let name = format!("ztunnel-{}", core.number);
         let run = move || {
             HERE.set(core.number);
-            if let Err(error) = turns::shorten(turns::TURN) {
-                tracing::debug!(%error, "the kernel gives this thread turns of its own length");
-            }
+            turns::begin();
             spin::begin(core.load, core.polls, busy_poll);
             runtime.block_on(async {
                 spin::arm().await;

@@ -2,21 +2,79 @@
 //! come soon; it must never ask for more of the processor than others get.
 #![expect(unsafe_code, reason = "sched_setattr and sched_getattr have no wrappers")]
 
-use std::{io, mem::size_of, time::Duration};
+use std::{cell::Cell, io, mem::size_of, time::Duration};
 
 use libc::{SCHED_BATCH, SCHED_OTHER, SYS_sched_getattr, SYS_sched_setattr, c_long, c_uint, sched_attr};
 
-/// How long a turn is to be. The kernel's own are about 3 ms, and whoever wakes waits for a good part of that while bulk
-/// keeps every processor busy: a message behind each of them.
-pub(super) const TURN: Duration = Duration::from_micros(200);
+/// How long a turn is to be while small messages pass. The kernel's own are about 3 ms, and whoever wakes waits for a good
+/// part of that while bulk keeps every processor busy: a message behind each of them. Bulk alone needs none that are
+/// short, and each change of turns costs it something.
+const SHORT: Duration = Duration::from_micros(200);
+/// The kernel's own.
+const USUAL: Duration = Duration::ZERO;
 
-/// Asks for turns of this length for the calling thread, 100 us to 100 ms. Its share of the processor stays what it is:
+thread_local! {
+    /// For how many there are to be short turns on this core; `None` on a thread that is none, or may not ask.
+    static WANTED: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// Makes the calling thread one that asks.
+pub(super) fn begin() {
+    WANTED.set(Some(0));
+}
+
+/// The calling core has short turns while one of these is there. On another thread it means nothing.
+#[derive(Debug)]
+pub struct ShortTurns {
+    /// The core's number.
+    core: usize,
+}
+
+impl ShortTurns {
+    /// From now on.
+    pub fn new() -> Self {
+        want(|wanted| wanted.saturating_add(1));
+        Self { core: super::here() }
+    }
+}
+
+impl Default for ShortTurns {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for ShortTurns {
+    fn drop(&mut self) {
+        // Elsewhere it is dropped only when the core is over.
+        if self.core == super::here() {
+            want(|wanted| wanted.saturating_sub(1));
+        }
+    }
+}
+
+fn want(change: impl FnOnce(usize) -> usize) {
+    let Some(before) = WANTED.get() else { return };
+    let now = change(before);
+    WANTED.set(Some(now));
+    let set = match (before, now) {
+        (0, 1..) => ask(SHORT),
+        (1.., 0) => ask(USUAL),
+        _ => return,
+    };
+    if let Err(error) = set {
+        tracing::debug!(%error, "the kernel gives this thread turns of its own length");
+        WANTED.set(None);
+    }
+}
+
+/// Asks for turns of this length for the calling thread, 100 us to 100 ms or the kernel's own. Its share of the processor stays what it is:
 /// who has short turns gets them sooner and more often (EEVDF). Before Linux 6.12 all have the same, and nothing changes. A
 /// thread that somebody has given another policy is left alone.
 ///
 /// # Errors
 /// The kernel, or what filters system calls, refuses.
-pub(super) fn shorten(turn: Duration) -> io::Result<()> {
+fn ask(turn: Duration) -> io::Result<()> {
     let mut attributes = read()?;
     if ![SCHED_OTHER, SCHED_BATCH]
         .map(i32::cast_unsigned)
@@ -58,21 +116,26 @@ fn check(result: c_long) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    /// Microseconds, and what else there is.
+    fn turn() -> (u64, u32, i32) {
+        let now = read().unwrap();
+        (now.sched_runtime / 1000, now.sched_policy, now.sched_nice)
+    }
+
     #[test]
-    fn a_thread_that_asked_for_short_turns_has_them_and_nothing_else_changes() {
-        let before = read().unwrap();
-        shorten(TURN).unwrap();
-        let after = read().unwrap();
-        assert_eq!(
-            (after.sched_policy, after.sched_nice),
-            (before.sched_policy, before.sched_nice)
-        );
+    fn a_core_has_short_turns_while_they_are_wanted_and_nothing_else_changes() {
+        let before = turn();
+        drop(ShortTurns::new());
+        assert_eq!(turn(), before, "no core");
+        begin();
+        let first = ShortTurns::new();
+        let second = ShortTurns::new();
         // A kernel before 6.12 tells no length.
-        assert!(
-            [0, 200_000].contains(&after.sched_runtime),
-            "{}",
-            after.sched_runtime
-        );
-        assert_eq!(after.sched_runtime == 0, before.sched_runtime == 0);
+        let short = if before.0 == 0 { 0 } else { 200 };
+        assert_eq!(turn(), (short, before.1, before.2));
+        drop(first);
+        assert_eq!(turn().0, short, "somebody still wants them");
+        drop(second);
+        assert_eq!(turn(), before);
     }
 }

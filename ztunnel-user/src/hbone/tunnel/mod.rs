@@ -25,6 +25,7 @@ use super::fields::Fields;
 use super::frame::{self, DEFAULT_MAX_FRAME, DEFAULT_WINDOW, Reason};
 use super::hpack::{Decoder, Encoder};
 use super::settings;
+use crate::cores::ShortTurns;
 
 /// Size at which a batch takes no more of an application's bytes, bytes: sixteen full records.
 pub(super) const BATCH: usize = 16 * (super::batch::RECORD + 32);
@@ -110,6 +111,8 @@ pub(super) struct Core {
     share: usize,
     /// For how many more batches bulk leaves way for talk.
     talk: u32,
+    /// There while there is talk.
+    turns: Option<ShortTurns>,
     /// Little is on its way to us at any moment, however fast it comes.
     near: bool,
     /// The highest stream of the peer that was seen, or the next of ours.
@@ -181,6 +184,7 @@ impl Tunnel {
             want_room: Queue::new(),
             share: BATCH,
             talk: 0,
+            turns: None,
             near: false,
             last: match role {
                 Role::Client => 1,
@@ -268,6 +272,9 @@ impl Core {
         std::mem::swap(&mut self.out, empty);
         self.share = (BATCH / self.want_room.len().max(1)).max(LEAST_SHARE);
         self.talk = self.talk.saturating_sub(1);
+        if self.talk == 0 {
+            self.turns = None;
+        }
         for id in self.want_room.next_round() {
             if let Some(stream) = self.streams.get_mut(id) {
                 stream.room.comes();

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::stream::{StreamId, remember};
 use super::{BATCH, Core, SMALL_ROOM, TALK, TALK_LASTS};
+use crate::cores::ShortTurns;
 use crate::hbone::fields::Fields;
 use crate::hbone::frame::{self, Head, Reason, flag, kind};
 use crate::hbone::stream::StreamEnd;
@@ -208,6 +209,7 @@ impl Core {
     fn spend(&mut self, id: StreamId, count: usize) {
         if count <= TALK {
             self.talk = TALK_LASTS;
+            self.turns.get_or_insert_with(ShortTurns::new);
         }
         let credit = i64::try_from(count).unwrap_or(i64::MAX);
         self.send_window -= credit;
