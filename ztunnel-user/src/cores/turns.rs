@@ -68,9 +68,9 @@ fn want(change: impl FnOnce(usize) -> usize) {
     }
 }
 
-/// Asks for turns of this length for the calling thread, 100 us to 100 ms or the kernel's own. Its share of the processor stays what it is:
-/// who has short turns gets them sooner and more often (EEVDF). Before Linux 6.12 all have the same, and nothing changes. A
-/// thread that somebody has given another policy is left alone.
+/// Asks for turns of this length for the calling thread, 100 us to 100 ms or the kernel's own. Its share of the processor
+/// stays what it is: who has short turns gets them sooner and more often (EEVDF). Before Linux 6.12 all have the same, and
+/// nothing changes. A thread that somebody has given another policy is left alone.
 ///
 /// # Errors
 /// The kernel, or what filters system calls, refuses.

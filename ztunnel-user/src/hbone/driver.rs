@@ -410,11 +410,12 @@ where
                 if !self.rest.busy {
                     return;
                 }
-                let spare =
-                    self.received.capacity() + self.outgoing.batch.capacity() + self.tunnel.lock().spare();
-                if spare < LITTLE {
+                let core = self.tunnel.lock();
+                let spare = self.received.capacity() + self.outgoing.batch.capacity() + core.spare();
+                if spare < LITTLE && !core.has_talk() {
                     return;
                 }
+                drop(core);
                 self.rest.timer = Some(Box::pin(sleep_until(Instant::now() + REST)));
                 self.rest.busy = false;
                 continue;

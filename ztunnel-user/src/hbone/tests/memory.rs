@@ -135,3 +135,25 @@ async fn a_tunnel_that_rests_holds_one_small_buffer() {
     let event = poll_fn(|cx| driver.poll(cx)).await.unwrap();
     assert!(matches!(event, Event::Arrived(arrived) if arrived.stream == 3));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_that_rests_does_not_move_bulk_in_small_steps_for_what_was_said_before() {
+    let (mut peer, ours) = duplex(1 << 20);
+    let mut driver = Driver::new(Link::plain(ours), Role::Server, Duration::from_secs(3600));
+    peer.write_all(&[&PREFACE[..], &settings(&[]), &connect(1)].concat())
+        .await
+        .unwrap();
+    while !matches!(poll_fn(|cx| driver.poll(cx)).await.unwrap(), Event::Arrived(_)) {}
+    driver.tunnel.lock().send(1, b"small");
+    for (span, talks) in [(900, true), (2000, false)] {
+        let driven = async {
+            loop {
+                let event = poll_fn(|cx| driver.poll(cx)).await.unwrap();
+                assert!(matches!(event, Event::Settled));
+            }
+        };
+        let silent: Result<(), _> = timeout(Duration::from_millis(span), driven).await;
+        assert!(silent.is_err());
+        assert_eq!(driver.tunnel.lock().has_talk(), talks);
+    }
+}

@@ -308,8 +308,10 @@ impl Core {
         if self.has_talk() { BATCH_BESIDE_TALK } else { BATCH }
     }
 
-    /// Gives memory back while nothing goes out.
+    /// Gives memory back while nothing goes out, and whatever talk there was is over.
     pub(super) fn rest(&mut self) {
+        self.talk = 0;
+        self.turns = None;
         self.out.release();
         self.block = Vec::new();
     }
