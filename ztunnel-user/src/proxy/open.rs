@@ -3,7 +3,9 @@
 
 use std::{future::Future, pin::Pin};
 
-use super::{ListedGuard, copy::Relaying, ending, judge::Since};
+use tokio::net::TcpStream;
+
+use super::{ListedGuard, copy::Relaying, dial, ending, judge::Since};
 use crate::{
     cores::Place,
     drain,
@@ -50,6 +52,13 @@ impl Open {
             drop((self.listed, self.place, self.socket));
         })
     }
+}
+
+/// Ends a client's connection that could not be opened: it gets its line, and its client a reset.
+pub(super) fn turn_away(tracker: ConnectionTracker, client: TcpStream, why: CloseDetail) -> Option<Carrying> {
+    tracker.finish(Err(why));
+    dial::refuse(client);
+    None
 }
 
 /// Opens a connection and carries it. Most are open and wait, most of the time, and there are thousands of them: what it

@@ -8,10 +8,9 @@ use tokio::net::TcpStream;
 use super::{
     Pod,
     copy::{Endpoint, Relaying, relay, relay_spliced},
-    dial,
     judge::{Judged, Since},
     local::LocalPeer,
-    open::{Carrying, Open, open_and_carry},
+    open::{Carrying, Open, open_and_carry, turn_away},
     same_node::{self, Neighbour},
     serve::Arrival,
     splice::Between,
@@ -50,11 +49,7 @@ async fn open(pod: Arc<Pod>, arrival: Arrival) -> Option<Carrying> {
     let tracker = pod.telemetry.open(connection);
     let (way, peer) = match way {
         Ok(way) => way,
-        Err(refusal) => {
-            tracker.finish(Err(refusal));
-            dial::refuse(stream);
-            return None;
-        }
+        Err(refusal) => return turn_away(tracker, stream, refusal),
     };
     let listed = pod.connections.list(tracker.connection());
     let upstream = tokio::select! {
@@ -63,11 +58,7 @@ async fn open(pod: Arc<Pod>, arrival: Arrival) -> Option<Carrying> {
     };
     let (reached, judged) = match upstream {
         Ok(reached) => reached,
-        Err(failure) => {
-            tracker.finish(Err(failure));
-            dial::refuse(stream);
-            return None;
-        }
+        Err(failure) => return turn_away(tracker, stream, failure),
     };
     let open = Open {
         relay: relay_all(&pod, stream, reached, Arc::clone(tracker.counters())),

@@ -9,10 +9,9 @@ use ztunnel_common::listener::MESH_PORTS;
 use super::{
     Client, Pod,
     copy::{Endpoint, relay},
-    dial,
     judge::{self, Since},
     local::LocalPeer,
-    open::{Carrying, Open, open_and_carry},
+    open::{Carrying, Open, open_and_carry, turn_away},
     serve::Arrival,
 };
 use crate::{
@@ -83,11 +82,7 @@ async fn open(pod: Arc<Pod>, arrival: Arrival) -> Option<Carrying> {
     let tracker = pod.telemetry.open(connection);
     let (permit, judged) = match permitted {
         Ok(permitted) => permitted,
-        Err(refusal) => {
-            tracker.finish(Err(refusal));
-            dial::refuse(stream);
-            return None;
-        }
+        Err(refusal) => return turn_away(tracker, stream, refusal),
     };
     let listed = pod.connections.list(tracker.connection());
     let dialled = tokio::select! {
@@ -96,11 +91,7 @@ async fn open(pod: Arc<Pod>, arrival: Arrival) -> Option<Carrying> {
     };
     let app = match dialled {
         Ok(app) => app,
-        Err(failure) => {
-            tracker.finish(Err(failure));
-            dial::refuse(stream);
-            return None;
-        }
+        Err(failure) => return turn_away(tracker, stream, failure),
     };
     let counters = Arc::clone(tracker.counters());
     let open = Open {
