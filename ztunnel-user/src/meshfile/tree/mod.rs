@@ -101,7 +101,7 @@ pub(super) fn read(text: &str) -> Result<Node, Problem> {
     }
     let mut builder = Builder::default();
     for event in Parser::new_from_str(text) {
-        let (event, span) = event.map_err(|error| malformed(&error))?;
+        let (event, span) = event.map_err(|error| malformed(text, &error))?;
         builder.take(event, Place::of(span))?;
     }
     match builder.root {
@@ -117,11 +117,14 @@ pub(super) fn read(text: &str) -> Result<Node, Problem> {
     }
 }
 
-fn malformed(error: &ScanError) -> Problem {
+fn malformed(text: &str, error: &ScanError) -> Problem {
     let marker = error.marker();
+    let line = marker.line().max(1);
+    // In some places the parser counts bytes where columns are characters, and ends beyond the line.
+    let longest = text.lines().nth(line - 1).unwrap_or(text).chars().count();
     let at = Place {
-        line: marker.line().max(1),
-        column: marker.col() + 1,
+        line,
+        column: marker.col().min(longest) + 1,
     };
     Problem::new(at, "", format!("not YAML: {}", error.info()))
 }

@@ -77,6 +77,14 @@ fn one_file_is_one_document() {
 }
 
 #[test]
+fn the_place_of_a_problem_is_in_the_text() {
+    let text = "%mesh: {t: [{name: \u{fffd}\u{fffd}\u{fffd}\u{fffd}\0}]}\n";
+    let problem = read(text).unwrap_err();
+    assert!(problem.message.starts_with("not YAML"), "{problem}");
+    assert!(problem.column <= text.chars().count(), "{problem}");
+}
+
+#[test]
 fn what_is_not_yaml_is_refused_with_its_place() {
     let problem = read("a: 1\nb: [1\nc: }\n").unwrap_err();
     assert!(problem.message.starts_with("not YAML"), "{problem}");
