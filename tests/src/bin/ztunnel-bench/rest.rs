@@ -45,6 +45,10 @@ pub(crate) fn after_load(raised: &Raised) -> Result<Option<Sample>> {
 
 /// What `connections` more open ones add to the memory, and the processor time of a second in which all are silent.
 pub(crate) fn holding(raised: &Raised, row: &Row, case: &Case, connections: usize) -> Result<Option<Sample>> {
+    // What a start leaves behind goes back at the first rest, code too: after it, what connections use stays.
+    let Some(_) = at_rest(raised)? else {
+        return Ok(None);
+    };
     let mut first = Client::start(raised, row, &HELD_BEFORE, SILENCE)?;
     first.process.await_output(HOLDING, SOON)?;
     let Some(before) = at_rest(raised)? else {

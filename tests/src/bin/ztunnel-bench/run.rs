@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use ztunnel_tests::enough;
 
-use crate::case::{CASES, Case, Load, Phase};
+use crate::case::{CASES, Case, Phase};
 use crate::field::Field;
 use crate::machine::{self, Machine};
 use crate::report::Series;
@@ -95,11 +95,6 @@ impl Run<'_> {
                 let mut field = Field::raise(&[*row], self.against)?;
                 look(machine, &field, load)?;
                 for one in &mut series {
-                    // What the first connection of all makes is not what a held one costs.
-                    let held = matches!(one.case.load, Load::Hold { .. });
-                    if held && field.measure(row, &CASES[0], TRIAL)?.is_none() {
-                        return Ok(false);
-                    }
                     let Some(sample) = field.measure(row, one.case, self.span)? else {
                         return Ok(false);
                     };
