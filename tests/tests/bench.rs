@@ -3,13 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "tests panic")]
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use ztunnel_tests::{Process, SOON, becomes_true, run, ztunnel_path};
+use ztunnel_tests::{Process, SOON, becomes_true, not_run, run, ztunnel_path};
 
 const BENCH: &str = env!("CARGO_BIN_EXE_ztunnel-bench");
 const LIMIT: Duration = Duration::from_secs(120);
@@ -205,11 +204,8 @@ fn a_program_that_is_no_ztunnel_is_named_with_its_last_words() {
 #[test]
 fn a_stock_ztunnel_is_measured_beside_ours_and_drawn() {
     let Some(stock) = std::env::var_os(STOCK) else {
-        // Past the test harness, which shows what a test prints only if it fails. A line of its own: one test alone is
-        // named before it runs, without an end of line.
         let about = "a stock ztunnel is measured beside ours and drawn";
-        writeln!(std::io::stdout(), "\nNOT RUN {about}: {STOCK} names none").unwrap();
-        return;
+        return not_run(about, &format!("{STOCK} names none"));
     };
     let dir = tempfile::tempdir().unwrap();
     let (json, svg) = (dir.path().join("bench.json"), dir.path().join("bench.svg"));

@@ -18,7 +18,8 @@ const RELEASE: u64 = 19 << 9;
 const DEBUG: u64 = 24 << 10;
 /// So many connections that are open and silent.
 const SILENT: u64 = 400;
-/// What each may cost a node, bytes: a release needs 2,500, and two small reads of a thread that were not given back yet.
+/// What each may cost a node, bytes. A release needs 2,500 (`ztunnel-bench --case idle-1000`); the rest is for what the heap
+/// has not given back yet.
 const EACH: u64 = 3500;
 /// After so long a node that has done its work has given back what it does not need: it looks every two seconds, and a
 /// loaded machine is patient.

@@ -6,10 +6,9 @@
     reason = "a helper that fails fails its test"
 )]
 
-use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
-use ztunnel_tests::{Envoy, EnvoyPlan, Mesh, accept};
+use ztunnel_tests::{Envoy, EnvoyPlan, Mesh, accept, not_run};
 
 /// Where the application of either pod listens.
 pub(crate) const PORT: u16 = 7000;
@@ -29,10 +28,7 @@ pub(crate) enum Role {
 /// Whether there is an Envoy; if not, says what has not run.
 pub(crate) fn can_run(about: &str) -> bool {
     let Err(why) = Envoy::path() else { return true };
-    // Past the test harness, which shows what a test prints only if it fails. A line of its own: one test alone is
-    // named before it runs, without an end of line.
-    let mut out = std::io::stdout();
-    writeln!(out, "\nNOT RUN {about}: {why}").unwrap();
+    not_run(about, &why);
     false
 }
 

@@ -35,7 +35,7 @@ pub(super) const NETNS: &[Tool] = &[
     tool("bpftool", "bpftool", "bpftool", "bpf"),
     tool("tcpdump", "tcpdump", "tcpdump", "tcpdump"),
     tool("curl", "curl", "curl", "curl"),
-    tool("python3", "python3", "python3", "python"),
+    tool("python3", "python3 python3-venv", "python3", "python"),
     tool("ps", "procps", "procps-ng", "procps-ng"),
     tool("setpriv", "util-linux", "util-linux", "util-linux"),
 ];

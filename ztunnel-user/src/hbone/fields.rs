@@ -84,7 +84,8 @@ impl Fields {
         }
     }
 
-    /// Notes one field. Of a repeated one (which only `decode` refuses, and only of some) the first counts; one that is not visible ASCII is skipped.
+    /// Notes one field. Of a repeated one the first counts (a list that repeats one of [`PSEUDO`] is refused as a whole);
+    /// one that is not visible ASCII is skipped.
     pub fn set(&mut self, name: &[u8], value: &[u8]) {
         let field = match name {
             b":method" => &mut self.method,
